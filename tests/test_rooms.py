@@ -1,0 +1,32 @@
+"""The rooms of the package: a file imports only from rooms above it."""
+
+import ast
+from pathlib import Path
+
+ROOMS = """errors files blocks diffusion text vae unet controlnet data conditions pictures ldm config cli training runs stages
+classifier metrics sample evaluate""".split()
+PACKAGE = Path(__file__).parents[1] / "tinyldm"
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms that a file imports, wherever in the file it does."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "tinyldm":
+            rooms |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinyldm."):
+            rooms.add(node.module.split(".")[1])
+    return rooms
+
+
+def test_every_file_is_a_room():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ROOMS, "__init__"}
+
+
+def test_a_room_imports_only_from_rooms_above_it():
+    for i, room in enumerate(ROOMS):
+        assert imports(PACKAGE / f"{room}.py") <= set(ROOMS[:i]), room
+
+
+def test_diffusion_knows_no_network():
+    assert imports(PACKAGE / "diffusion.py") == set()

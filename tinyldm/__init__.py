@@ -1,0 +1,1 @@
+"""tinyldm: a small latent diffusion model with ControlNet, from scratch."""

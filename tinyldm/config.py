@@ -1,0 +1,145 @@
+"""Every setting of the two trainings, and the presets by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from tinyldm.text import TextConfig
+from tinyldm.unet import UNetConfig
+from tinyldm.vae import VAEConfig
+
+Flat = arg(name="")  # its flags carry no prefix: --lr, not --fit.lr
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
+
+    dataset: Literal["fashion-mnist", "shapes"] = "fashion-mnist"
+    """The dataset: Fashion-MNIST (fetched if it is not here) or drawn shapes (needs no files)."""
+    data_dir: Path | None = None
+    """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
+    resolution: int = 32
+    """Height and width of the images in pixels; a multiple of the VAE's and U-Net's downsampling."""
+    limit: int = 0
+    """Use only the first so many images of each split; 0 means all."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How one network is trained: AdamW, linear warm-up then cosine to 0, clipped gradients, EMA of the weights."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.995
+    """Decay of the average of the weights that is kept in the end; it warms up as (1 + n) / (10 + n)."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    preview_every: int = 250
+    """Steps between sample pictures and validation losses."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What both trainings need to know about the machine and the folder."""
+
+    device: str = "auto"
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 by autocast; weights stay fp32."""
+    compile: bool = False
+    """torch.compile the networks: minutes at the start, faster steps afterwards; needs a C++ compiler."""
+    overwrite: bool = False
+    """Replace the run that the output folder holds."""
+    seed: int = 0
+    """Data order, noise and initial weights are functions of it."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Train a latent diffusion model: autoencoder first, then text encoder and U-Net on its latents."""
+
+    preset: Literal["auto", "tiny", "cpu", "gpu"] = "auto"
+    """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu; tiny is for tests."""
+    out: Path = Path("runs/base")
+    """Run folder: weights, config, pictures, metrics."""
+    data: Annotated[DataConfig, Flat] = DataConfig()
+    run: Annotated[RunConfig, Flat] = RunConfig()
+    vae: VAEConfig = VAEConfig()
+    text: TextConfig = TextConfig()
+    unet: UNetConfig = UNetConfig()
+    vae_fit: FitConfig = FitConfig()
+    fit: Annotated[FitConfig, Flat] = FitConfig()
+    kl_weight: float = 1e-4
+    """Weight of the KL term beside the reconstruction, both as means over elements."""
+    caption_drop: float = 0.1
+    """Share of captions replaced by the empty one, for classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Attach a ControlNet to a trained base, which stays frozen, and train it."""
+
+    base: Path = Path("runs/base")
+    """Run folder of the base; its dataset is used here too."""
+    preset: Literal["auto", "tiny", "cpu", "gpu"] = "auto"
+    """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu; tiny is for tests."""
+    out: Path = Path("runs/control")
+    """Run folder: weights, config, pictures, metrics."""
+    run: Annotated[RunConfig, Flat] = RunConfig()
+    condition: Literal["canny"] = "canny"
+    """How hints are made from images."""
+    hint_widths: tuple[int, ...] = (16, 32, 96)
+    """Channels of the hint encoder, one per resolution; as many as the VAE has."""
+    fit: Annotated[FitConfig, Flat] = FitConfig()
+    caption_drop: float = 0.5
+    """Share of captions replaced by the empty one, so that the ControlNet learns to read hints alone [CN, 3.3]."""
+
+
+def tiny_fit(steps: int) -> FitConfig:
+    return FitConfig(steps=steps, batch_size=8, warmup=2, log_every=2, preview_every=steps)
+
+
+BASE_PRESETS = {
+    "cpu": BaseConfig(),
+    "tiny": BaseConfig(
+        preset="tiny",
+        data=DataConfig(dataset="shapes", limit=64),
+        vae=VAEConfig(image_channels=3, widths=(8, 16)),
+        text=TextConfig(width=16, layers=1, heads=2),
+        unet=UNetConfig(widths=(16, 32), attention=(False, True), heads=2, context_width=16),
+        vae_fit=tiny_fit(6),
+        fit=tiny_fit(6),
+    ),
+    "gpu": BaseConfig(
+        preset="gpu",
+        data=DataConfig(resolution=64),
+        run=RunConfig(precision="bf16", compile=True),
+        vae=VAEConfig(widths=(64, 128, 256)),
+        text=TextConfig(width=256, layers=4, heads=8),
+        unet=UNetConfig(widths=(128, 256, 384), res_blocks=2, attention=(True, True, True), heads=8, context_width=256),
+        vae_fit=FitConfig(steps=10_000, lr=5e-4, warmup=500, ema=0.999, preview_every=1000),
+        fit=FitConfig(steps=30_000, batch_size=256, lr=3e-4, warmup=1000, ema=0.9995, preview_every=2000),
+        kl_weight=1e-5,
+    ),
+}
+CONTROL_PRESETS = {
+    "cpu": ControlConfig(fit=FitConfig(ema=0.98)),
+    "tiny": ControlConfig(preset="tiny", hint_widths=(8, 16), fit=tiny_fit(6)),
+    "gpu": ControlConfig(
+        preset="gpu",
+        run=RunConfig(precision="bf16", compile=True),
+        fit=FitConfig(steps=10_000, lr=3e-4, warmup=500, ema=0.999, preview_every=500),
+    ),
+}

@@ -1,0 +1,369 @@
+"""The datasets: Fashion-MNIST with sentences as captions, and `shapes`, drawn here and exact in every label."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyldm.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+class Captions:
+    """Per image the captions to draw from; the first is complete, it names every label."""
+
+    def __init__(self, choices: Sequence[tuple[str, ...]]):
+        self.choices = choices
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def __getitem__(self, indices: Tensor) -> list[str]:
+        """One caption per index (b,), drawn by torch's global generator."""
+        choices = [self.choices[i] for i in indices.tolist()]
+        return [c[int(u * len(c))] for c, u in zip(choices, torch.rand(len(choices)).tolist(), strict=True)]
+
+    def full(self) -> list[str]:
+        """The complete caption of each image."""
+        return [c[0] for c in self.choices]
+
+
+class Columns:
+    """Columns of equal length, indexed together: `Columns(z, captions)[indices]` is a batch (z, captions)."""
+
+    def __init__(self, *columns: Tensor | Captions):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, indices: Tensor) -> tuple:
+        return tuple(column[indices] for column in self.columns)
+
+
+@dataclass
+class Dataset:
+    """n images with captions and labels."""
+
+    images: Tensor  # (n, k, H, W), uint8
+    captions: Captions
+    labels: dict[str, Tensor]  # name -> (n,) long; "class" comes first, then the attributes
+    names: dict[str, tuple[str, ...]]  # name -> the word for each value
+    held_out: Tensor  # (n,) bool: a pair of class and attribute that no training or validation image has
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, keep: Tensor) -> "Dataset":
+        """The images at these indices (m,), or where this mask (n,) is true."""
+        indices = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep
+        captions = Captions([self.captions.choices[i] for i in indices.tolist()])
+        labels = {name: values[indices] for name, values in self.labels.items()}
+        return Dataset(self.images[indices], captions, labels, self.names, self.held_out[indices])
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float x in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """x in [-1, 1], clamped -> uint8 0..255, rounded."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# ---------------------------------------------------------------- Fashion-MNIST: files
+
+FILES = {  # sha256 of the decompressed bytes
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the one that torchvision uses
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyldm" / "fashion-mnist"
+REMEDY = (
+    "give --data-dir a folder with its four idx files (https://github.com/zalandoresearch/fashion-mnist), "
+    "or install them with 'apt-get install dataset-fashion-mnist'"
+)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of PATH or of PATH.gz. Raises UserError if there is neither, or it is not readable gzip."""
+    zipped = path.with_name(path.name + ".gz")
+    try:
+        return path.read_bytes() if path.exists() else gzip.decompress(zipped.read_bytes())
+    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
+        raise UserError(f"{path if path.exists() else zipped}: cannot be read ({error}); {REMEDY}") from error
+
+
+def parse_idx(content: bytes, path: Path) -> Tensor:
+    """The uint8 tensor in an idx file's bytes: 0, 0, 8 (uint8), rank, sizes as big-endian int32, data. Raises UserError."""
+    rank = content[3] if len(content) > 3 else 0
+    start = 4 + 4 * rank
+    if content[:3] != b"\0\0\x08" or not rank or len(content) < start:
+        raise UserError(f"{path}: not an idx file of bytes (wrong magic number); {REMEDY}")
+    sizes = struct.unpack(f">{rank}i", content[4:start])
+    if min(sizes) < 1 or len(content) - start != np.prod(sizes, dtype=object):
+        raise UserError(f"{path}: header says {sizes}, but {len(content) - start} bytes follow; {REMEDY}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(sizes)
+
+
+def read_idx(path: Path, sha256: str) -> Tensor:
+    """The uint8 tensor in PATH or PATH.gz, its decompressed bytes checked. Raises UserError naming the file."""
+    content = read_bytes(path)
+    tensor = parse_idx(content, path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path}: checksum differs, the file is damaged or another dataset; {REMEDY}")
+    return tensor
+
+
+def holds_fashion_mnist(folder: Path) -> bool:
+    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in FILES)
+
+
+def fetch_from_mirror(folder: Path) -> None:
+    """Download the four files from torchvision's mirror; gives up after 10 silent seconds."""
+    for name in FILES:
+        with urllib.request.urlopen(f"{MIRROR}{name}.gz", timeout=10) as response:
+            (folder / f"{name}.gz").write_bytes(response.read())
+
+
+def fetch_from_debian(folder: Path) -> None:
+    """Unpack Debian's package dataset-fashion-mnist, without installing it and without root."""
+    run = {"cwd": folder, "check": True, "capture_output": True, "timeout": 120}
+    try:
+        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], **run)
+    except subprocess.CalledProcessError:  # perhaps this machine has no package lists yet; updating them takes root
+        subprocess.run(["apt-get", "update"], **run)
+        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], **run)
+    package = next(folder.glob("*.deb"))
+    subprocess.run(["dpkg-deb", "-x", package.name, "package"], **run)
+    for path in (folder / "package/usr/share/datasets/fashion-mnist").iterdir():
+        path.rename(folder / path.name)
+    package.unlink()
+    shutil.rmtree(folder / "package")
+
+
+def fetch(folder: Path) -> list[str]:
+    """Put Fashion-MNIST into `folder`, complete or not at all; returns what was tried, and why it failed."""
+    failures = []
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for source, get in ((MIRROR, fetch_from_mirror), ("apt-get download dataset-fashion-mnist", fetch_from_debian)):
+        print(f"Fashion-MNIST: fetching from {source}", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            try:
+                get(Path(temporary))
+                for name, sha256 in FILES.items():
+                    read_idx(Path(temporary) / name, sha256)
+            except (OSError, subprocess.SubprocessError, StopIteration, UserError) as error:
+                failures.append(f"{source} ({type(error).__name__})")
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(temporary, folder)
+            return failures
+    return failures
+
+
+def find_fashion_mnist(data_dir: Path | None = None) -> Path:
+    """The folder with the four files: --data-dir, $TINYLDM_DATA, torchvision's, Debian's, else fetched into the cache.
+
+    A place that was named must hold them. Raises UserError with every place tried and the remedies.
+    """
+    named = data_dir or os.environ.get("TINYLDM_DATA")
+    roots = [Path(named)] if named else [Path("data"), Path("/usr/share/datasets/fashion-mnist"), CACHE]
+    folders = [folder for root in roots for folder in (root, root / "FashionMNIST" / "raw")]
+    for folder in folders:
+        if holds_fashion_mnist(folder):
+            return folder
+    failures = [] if named else fetch(CACHE)
+    if not named and holds_fashion_mnist(CACHE):
+        return CACHE
+    raise UserError(f"Fashion-MNIST not found in {', '.join([*map(str, folders), *failures])}; {REMEDY}")
+
+
+# ---------------------------------------------------------------- Fashion-MNIST: labels and captions
+
+CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+NOUNS = (
+    ("t-shirt", "tee"),
+    ("pair of trousers", "pair of pants"),
+    ("pullover", "sweater"),
+    ("dress", "gown"),
+    ("coat", "overcoat"),
+    ("sandal", "strappy sandal"),
+    ("shirt", "blouse"),
+    ("sneaker", "trainer"),
+    ("bag", "handbag"),
+    ("ankle boot", "boot"),
+)
+TONES = ("dark", "grey", "light")
+TONE_WORDS = (("dark", "black"), ("grey", "gray"), ("light", "white"))
+TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "a studio photo of {}")
+HELD_OUT = (("dress", "grey"), ("bag", "light"), ("pullover", "dark"))  # class and tone, never trained on
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean brightness (n,) in 0..255 of the garment, that is of the pixels that are not black, of images (n, 1, H, W)."""
+    return images.float().sum((1, 2, 3)) / (images > 0).sum((1, 2, 3)).clamp(min=1)
+
+
+def fashion_captions(class_index: int, tone: int) -> tuple[str, ...]:
+    """Every caption of a class and tone: with the tone in all wordings first, then some that leave it open."""
+    nouns, tones = NOUNS[class_index], TONE_WORDS[tone]
+    full = [t.format(f"a {adjective} {noun}") for t, adjective, noun in product(TEMPLATES, tones, nouns)]
+    article = "an" if nouns[0][0] in "aeiou" else "a"
+    return (*full, *(t.format(f"{article} {nouns[0]}") for t in TEMPLATES))
+
+
+def fashion_mnist(split: str, resolution: int = 32, data_dir: Path | None = None) -> Dataset:
+    """Fashion-MNIST padded to 32 px, enlarged if `resolution` is more: train 55,000, validation 5,000, test 10,000 images.
+
+    Labels: class (10) and tone, which Canny edges do not show: terciles, over the training images, of the garment's
+    mean brightness. Held out are the pairs of HELD_OUT.
+    """
+    folder = find_fashion_mnist(data_dir)
+    tensors = {name: read_idx(folder / name, sha256) for name, sha256 in FILES.items()}
+    train, train_labels, test, test_labels = (tensor for tensor in tensors.values())
+    terciles = torch.quantile(brightness(train[:55_000, None]), torch.tensor([1 / 3, 2 / 3]))
+    whole = test if split == "test" else train
+    part = {"train": slice(55_000), "validation": slice(55_000, None), "test": slice(None)}[split]
+    images, classes = whole[part, None], (test_labels if split == "test" else train_labels)[part].long()
+    tones = torch.bucketize(brightness(images), terciles)
+    held_out = sum((classes == CLASSES.index(c)) & (tones == TONES.index(t)) for c, t in HELD_OUT).bool()
+    table = {pair: fashion_captions(*pair) for pair in product(range(len(CLASSES)), range(len(TONES)))}
+    captions = Captions([table[pair] for pair in zip(classes.tolist(), tones.tolist(), strict=True)])
+    labels, names = {"class": classes, "tone": tones}, {"class": CLASSES, "tone": TONES}
+    return Dataset(enlarge(images, resolution), captions, labels, names, held_out)
+
+
+def enlarge(images: Tensor, resolution: int) -> Tensor:
+    """Images (n, 1, 28, 28) -> padded to 32 with black, then bilinearly enlarged to `resolution`, uint8."""
+    images = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    if resolution == 32:
+        return images
+    size = (resolution, resolution)
+    return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+# ---------------------------------------------------------------- shapes
+
+SHAPES = ("circle", "square", "triangle", "ring")
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (235, 215, 50),
+    "purple": (150, 50, 180),
+    "white": (245, 245, 245),
+}
+BACKGROUNDS = {"black": (10, 10, 10), "grey": (120, 120, 120), "brown": (110, 70, 30)}
+SHAPES_HELD_OUT = (("circle", "green"), ("square", "yellow"), ("triangle", "blue"), ("ring", "red"))
+SHAPES_SIZES = {"train": 20_000, "validation": 1_000, "test": 2_000}
+RADII = {"small": 0.13, "large": 0.22}  # as a share of the picture
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a scene: what it is, and its centre as a share of the picture, from the upper left corner."""
+
+    size: str
+    colour: str
+    shape: str
+    x: float
+    y: float
+
+    @property
+    def words(self) -> str:
+        return f"{self.size} {self.colour} {self.shape}"
+
+
+def random_figure(rng: np.random.Generator, size: str, x: float, y: float) -> Figure:
+    x, y = (v + rng.uniform(-0.05, 0.05) for v in (x, y))
+    return Figure(size, str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), x, y)
+
+
+def random_scene(rng: np.random.Generator) -> tuple[str, list[Figure], str]:
+    """A background, its one or two figures, the larger first, and the caption that tells all of it."""
+    background = str(rng.choice(list(BACKGROUNDS)))
+    if rng.random() < 0.5:
+        figures = [random_figure(rng, str(rng.choice(list(RADII))), 0.5, 0.5)]
+        return background, figures, f"a {figures[0].words} on a {background} background"
+    dx, dy, relation = [(0, -1, "above"), (0, 1, "below"), (-1, 0, "left of"), (1, 0, "right of")][rng.integers(4)]
+    large = random_figure(rng, "large", 0.5 + 0.22 * dx, 0.5 + 0.22 * dy)
+    small = random_figure(rng, "small", 0.5 - 0.28 * dx, 0.5 - 0.28 * dy)
+    return background, [large, small], f"a {large.words} {relation} a {small.words} on a {background} background"
+
+
+def draw_figure(canvas: np.ndarray, figure: Figure) -> None:
+    """Paint a figure onto an RGB canvas (s, s, 3), in place."""
+    s, colour = len(canvas), COLOURS[figure.colour]
+    r, x, y = (round(v * s) for v in (RADII[figure.size], figure.x, figure.y))
+    if figure.shape == "square":
+        side = round(r * 0.9)
+        cv2.rectangle(canvas, (x - side, y - side), (x + side, y + side), colour, -1)
+    elif figure.shape == "triangle":
+        cv2.fillPoly(canvas, [np.array([(x, y - r), (x - r, y + r), (x + r, y + r)])], colour)
+    elif figure.shape == "ring":
+        cv2.circle(canvas, (x, y), round(r * 0.8), colour, round(r * 0.4))
+    else:
+        cv2.circle(canvas, (x, y), r, colour, -1)
+
+
+def draw_scene(background: str, figures: list[Figure], resolution: int) -> np.ndarray:
+    """The picture (H, H, 3), uint8 RGB, drawn four times larger and averaged down."""
+    canvas = np.full((4 * resolution, 4 * resolution, 3), BACKGROUNDS[background], dtype=np.uint8)
+    for figure in figures:
+        draw_figure(canvas, figure)
+    return cv2.resize(canvas, (resolution, resolution), interpolation=cv2.INTER_AREA)
+
+
+def shapes(split: str, resolution: int = 32, data_dir: Path | None = None) -> Dataset:
+    """Synthetic pictures (n, 3, H, H): one or two coloured figures on a coloured background; needs no files.
+
+    Labels: class (4) and colour (6) of the larger figure, background (3). Held out is every image with a figure of
+    SHAPES_HELD_OUT. Image i of a split is a pure function of the split and i.
+    """
+    scenes = [random_scene(np.random.default_rng((SPLITS.index(split), i))) for i in range(SHAPES_SIZES[split])]
+    pictures = np.stack([draw_scene(background, figures, resolution) for background, figures, _ in scenes])
+    names = {"class": SHAPES, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS)}
+    values = [(f[0].shape, f[0].colour, background) for background, f, _ in scenes]
+    columns = zip(names.items(), zip(*values, strict=True), strict=True)
+    labels = {name: torch.tensor([words.index(v) for v in column]) for (name, words), column in columns}
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    held_out = [any((f.shape, f.colour) in SHAPES_HELD_OUT for f in figures) for _, figures, _ in scenes]
+    return Dataset(images, Captions([(caption,) for *_, caption in scenes]), labels, names, torch.tensor(held_out))
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {"fashion-mnist": fashion_mnist, "shapes": shapes}
+
+
+def load(
+    name: str,
+    split: str,
+    resolution: int = 32,
+    data_dir: Path | None = None,
+    limit: int = 0,
+    held_out: bool = False,
+) -> Dataset:
+    """A split ("train", "validation", "test") of a dataset by name: its first `limit` images, all if that is 0.
+
+    Without the held-out pairs of class and attribute, unless `held_out`: no network of ours is ever trained on those.
+    """
+    dataset = DATASETS[name](split, resolution, data_dir)
+    dataset = dataset if held_out else dataset.subset(~dataset.held_out)
+    return dataset.subset(torch.arange(min(limit, len(dataset)))) if limit else dataset

@@ -1,0 +1,197 @@
+"""`python -m tinyldm.evaluate`: how good are the autoencoder, the base and the control, on the test split?"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tinyldm import files
+from tinyldm.classifier import Judge, accuracy, load_judge
+from tinyldm.cli import parse, run_command
+from tinyldm.conditions import CONDITIONS, canny
+from tinyldm.controlnet import ControlNet
+from tinyldm.data import Dataset, to_float
+from tinyldm.errors import UserError
+from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.metrics import edge_f1, frechet_distance, gain, interval, partners, psnr
+from tinyldm.runs import load_run
+from tinyldm.training import pick_device
+
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a base, and a ControlNet if one is given, on images of the test split; print a table."""
+
+    base: Path = Path("runs/base")
+    """Run folder of train_base.py."""
+    control: Path | None = None
+    """Run folder of train_control.py."""
+    n: int = 500
+    """Test images, and so generated images per row of the table."""
+    guidance: float = 2.0
+    """Classifier-free guidance: 1 is off."""
+    steps: int = 15
+    """Steps of the sampler, dpm++."""
+    seed: int = 0
+    """Choice of test images, noise and chance pairs."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+    device: str = "auto"
+
+
+@dataclass
+class Evaluation:
+    """What every row of the table needs: the model, the judge, n test images, and the reference for FD."""
+
+    config: EvaluateConfig
+    ldm: LatentDiffusion
+    judge: Judge
+    data: Dataset  # n images of the test split
+    reference: Tensor  # features of the whole test split (m, d)
+
+    @torch.no_grad()
+    def samples(self, prompts: Sequence[str], name: str, controlnet: ControlNet | None = None, hints=None) -> Tensor:
+        """One image per prompt (and hint (n, 1, H, W)) -> x (n, k, H, W) in [-1, 1], on the CPU."""
+        images = []
+        for i in tqdm(range(0, len(prompts), BATCH), desc=name, unit_scale=BATCH, unit="image"):
+            part = slice(i, i + BATCH)
+            controls = [bind_hint(controlnet, hints[part].to(self.ldm.device))] if controlnet else []
+            settings = {"guidance": self.config.guidance, "steps": self.config.steps, "seed": self.config.seed + i}
+            z_0 = last(generate(self.ldm, prompts[part], controls=controls, **settings))
+            images.append(self.ldm.vae.decode(z_0).clamp(-1, 1).cpu())
+        return torch.cat(images)
+
+    def score(self, x: Tensor, labels: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """FD of images x, and per label whether the judge sees what `labels` say: name -> (n,) of 0 and 1."""
+        features, predictions = self.judge(x)
+        hits = {name: (predictions[name] == labels[name]).float() for name in self.judge.labels}
+        return frechet_distance(features, self.reference), hits
+
+
+def measure_vae(e: Evaluation) -> tuple[dict, Tensor]:
+    """PSNR and CE of the autoencoder, and its edge F1 per image (n,)."""
+    x = to_float(e.data.images)
+    with torch.no_grad():
+        x_hat = torch.cat([e.ldm.vae.decode(e.ldm.vae.encode(b.to(e.ldm.device))).cpu() for b in x.split(BATCH)])
+    ce = edge_f1(canny(x_hat), canny(x))
+    return {"psnr": psnr(x_hat, x).mean().item(), "ce": ce.mean().item(), "ce_interval": interval(ce)}, ce
+
+
+def measure_base(e: Evaluation, train: Dataset) -> dict:
+    """FD and accuracy of the base with the test captions; the floor is the FD of as many training images."""
+    prompts = e.data.captions.full()
+    fd, hits = e.score(e.samples(prompts, "base"), e.data.labels)
+    real = train.subset(
+        torch.randperm(len(train), generator=torch.Generator().manual_seed(e.config.seed))[: len(prompts)]
+    )
+    floor, _ = e.score(to_float(real.images), real.labels)
+    row = {"fd": fd, "fd_floor": floor}
+    for name, hit in hits.items():
+        row |= {f"acc_{name}": hit.mean().item(), f"acc_{name}_interval": interval(hit)}
+    return row
+
+
+def different(labels: Tensor) -> Tensor:
+    """labels (n,) -> (n, n): do images i and j differ?"""
+    return labels[:, None] != labels[None, :]
+
+
+def prompt_settings(data: Dataset, seed: int) -> dict[str, tuple[list[str], dict[str, Tensor]]]:
+    """name -> prompts (n) and the labels that they ask for: the four settings of [CN, 4.2], and one more.
+
+    conflicting: the caption of an image that differs in class and in attribute. changed: of the same class, with
+    another attribute, so that it asks for something that the edges neither show nor forbid.
+    """
+    n, captions = len(data), data.captions.full()
+    first, second = list(data.labels.values())[:2]
+    other_class, other_attribute = different(first), different(second)
+    conflicting = partners(other_class & other_attribute, seed)
+    changed = partners(~other_class & other_attribute, seed)
+    settings = {"none": ([""] * n, {}), "insufficient": (["a photo"] * n, {}), "perfect": (captions, data.labels)}
+    for name, indices in (("conflicting", conflicting), ("changed", changed)):
+        asked = {label: values[indices] for label, values in data.labels.items()}
+        settings[name] = ([captions[i] for i in indices.tolist()], asked)
+    return settings
+
+
+def measure_control(e: Evaluation, controlnet: ControlNet, condition: str, ce: Tensor) -> dict:
+    """For each prompt setting EF0, CH, CE, GAIN, FD, ACC_t (the prompt's class), ACC_e (the hint's), attributes."""
+    hints = CONDITIONS[condition](to_float(e.data.images))
+    first = e.data.labels["class"]
+    strangers = partners(~different(first), e.config.seed)  # of the same class
+    rows, seen = {}, {}
+    for name, (prompts, asked) in prompt_settings(e.data, e.config.seed).items():
+        x = e.samples(prompts, f"control, prompts {name}", controlnet, hints)
+        edges = CONDITIONS[condition](x)
+        ef0, ch = edge_f1(edges, hints), edge_f1(edges, hints[strangers])
+        fd, hits = e.score(x, {**e.data.labels, **asked})
+        _, seen[name] = e.judge(x)
+        row = {"ef0": ef0.mean().item(), "ch": ch.mean().item(), "ce": ce.mean().item()}
+        row |= {"gain": gain(row["ef0"], row["ch"], row["ce"]), "gain_interval": interval(ef0, ch, ce, statistic=gain)}
+        row |= {"fd": fd, "acc_t": hits["class"].mean().item() if asked else None}
+        row |= {"acc_e": (seen[name]["class"] == first).float().mean().item()}
+        for label in e.judge.labels[1:]:
+            row[f"acc_{label}"] = hits[label].mean().item()
+            row[f"acc_{label}_interval"] = interval(hits[label])
+            if name == "changed":  # what the same hints score when no prompt asks for anything
+                row[f"chance_{label}"] = (seen["none"][label] == asked[label]).float().mean().item()
+        rows[name] = row
+    return rows
+
+
+def training_seconds(run: Path, seconds: dict[str, float]) -> None:
+    """Add each stage's training time, from a run folder's metrics.jsonl."""
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        seconds[entry["stage"]] = entry["seconds"]
+
+
+def print_table(results: dict) -> None:
+    """The numbers as Markdown tables: one for the parts, one row per prompt setting for the control."""
+    for part in ("classifier", "vae", "base"):
+        print(f"\n{part}: " + ", ".join(f"{k} {v:.3f}" for k, v in results[part].items() if isinstance(v, float)))
+    rows = results.get("control", {})
+    if rows:
+        keys = [k for k, v in rows["perfect"].items() if isinstance(v, float)]
+        print("\n| prompts | " + " | ".join(keys) + " |\n|" + " --- |" * (len(keys) + 1))
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join("-" if row[k] is None else f"{row[k]:.3f}" for k in keys) + " |")
+    print(f"\nn = {results['n']}, seed {results['seed']}, test split, without the held-out pairs")
+
+
+def main(config: EvaluateConfig) -> None:
+    start = time.perf_counter()
+    if config.n < 2:
+        raise UserError(f"--n {config.n}: must be at least 2")
+    ldm, train, test = load_run(config.base, "train", "test")
+    name = files.read_json(config.base / "settings.json", "")["data"]["dataset"]
+    judge = load_judge(name)
+    ldm.to(pick_device(config.device))
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(config.seed))
+    e = Evaluation(config, ldm, judge, test.subset(order[: config.n]), judge(to_float(test.images))[0])
+    scores = accuracy(judge, test)
+    results = {"n": len(e.data), "seed": config.seed, "dataset": name, "guidance": config.guidance}
+    results |= {"classifier": {f"acc_{label}": value for label, value in scores.items()}}
+    results["vae"], ce = measure_vae(e)
+    results["base"] = measure_base(e, train)
+    results["seconds"] = {}
+    training_seconds(config.base, results["seconds"])
+    if config.control:
+        controlnet, condition = load_control(config.control, config.base, ldm)
+        results["control"] = measure_control(e, controlnet.to(ldm.device), condition, ce)
+        training_seconds(config.control, results["seconds"])
+    results["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
+    print_table(results)
+    if config.json:
+        files.write_json(config.json, results)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse(EvaluateConfig)))

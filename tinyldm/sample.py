@@ -1,0 +1,95 @@
+"""`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tinyldm.cli import parse, run_command
+from tinyldm.conditions import CONDITIONS
+from tinyldm.errors import UserError
+from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.pictures import hint_image, read_image, save_grid
+from tinyldm.training import pick_device
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Generate images from prompts, steered by the edges of a picture if a ControlNet and a hint are given."""
+
+    base: Path = Path("runs/base")
+    """Run folder of train_base.py."""
+    control: Path | None = None
+    """Run folder of train_control.py; needs --hint."""
+    hint: tuple[Path, ...] = ()
+    """Pictures to take the edges from, one row of images each; needs --control."""
+    hint_is_edges: bool = False
+    """The hint is an edge map already, white on black."""
+    prompt: tuple[str, ...] = ("",)
+    """What to draw, one row of images each."""
+    num_images: int = 4
+    """Images per prompt and hint."""
+    guidance: float = 2.0
+    """Classifier-free guidance: 1 is off, more obeys the prompt more."""
+    control_scale: float = 1.0
+    """Strength of the control: 0 is none, 1 is as trained."""
+    sampler: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
+    steps: int = 20
+    """Steps of the sampler; ddim wants about 50, ddpm hundreds."""
+    eta: float = 0.0
+    """Noise of the ddim sampler: 0 is deterministic, 1 is ddpm."""
+    seed: int = 0
+    """Image i of a row starts from noise of seed + i."""
+    out: Path = Path("samples.png")
+    """The PNG to write: a row per prompt and hint, the hint first."""
+    device: str = "auto"
+
+
+def check(config: SampleConfig) -> None:
+    """Raise UserError for flags that do not fit together, before any work."""
+    if (config.control is None) != (not config.hint):
+        raise UserError("--control and --hint go together: give both or neither")
+    for name in ("num_images", "steps"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    if config.out.is_dir() or config.out.suffix.lower() != ".png":
+        raise UserError(f"--out {config.out}: name a file that ends in .png")
+
+
+def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) -> Tensor:
+    """A picture's hint (1, 1, H, W) at the resolution of the base."""
+    x = read_image(path, 1 if is_edges else ldm.vae.config.image_channels, ldm.resolution)
+    return (x > 0).float() if is_edges else CONDITIONS[condition](x)
+
+
+@torch.no_grad()
+def main(config: SampleConfig) -> None:
+    check(config)
+    device = pick_device(config.device)
+    ldm = LatentDiffusion.load(config.base)
+    if config.steps > ldm.schedule.T:
+        raise UserError(f"--steps {config.steps}: the base was trained with {ldm.schedule.T} timesteps at most")
+    hints = [None]
+    if config.control:
+        controlnet, condition = load_control(config.control, config.base, ldm)
+        controlnet.to(device)
+        hints = [read_hint(path, ldm, condition, config.hint_is_edges) for path in config.hint]
+    ldm.to(device)
+    rows = []
+    for hint in hints:
+        for prompt in config.prompt:
+            controls = [] if hint is None else [bind_hint(controlnet, hint.to(device), config.control_scale)]
+            settings = {"guidance": config.guidance, "sampler": config.sampler, "steps": config.steps}
+            settings |= {"eta": config.eta, "seed": config.seed}
+            z = generate(ldm, [prompt] * config.num_images, controls=controls, **settings)
+            x = ldm.vae.decode(last(tqdm(z, total=config.steps, desc=prompt or "sample", unit="step")))
+            rows.append((prompt, [*([] if hint is None else [hint_image(hint[0])]), *x]))
+    save_grid(config.out, rows)
+    print(config.out)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse(SampleConfig)))

@@ -1,0 +1,118 @@
+"""The U-Net with text context, cut where ControlNet needs it: time_embed + stem + encoder + decoder + head.
+
+Letters: b batch, c latent channels, h w latent size, l d context tokens and their width, e width of t_emb.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tinyldm.blocks import Down, ResBlock, SpatialTransformer, TimeEmbedding, Up, group_norm, zero
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the U-Net. Stable Diffusion 1.5: widths 320, 640, 1280, 1280, res_blocks 2, no attention on the last level."""
+
+    channels: int = 4  # c, of the latent
+    widths: tuple[int, ...] = (64, 128, 128)  # one per resolution, from fine to coarse
+    res_blocks: int = 1  # a level in the encoder, one more in the decoder
+    attention: tuple[bool, ...] = (False, True, True)  # transformers at this level?
+    heads: int = 4
+    context_width: int = 128  # d
+
+
+class Block(nn.Module):
+    """One ResBlock, then what follows it: a transformer, an Up, both or nothing. (h, t_emb, context) -> h."""
+
+    def __init__(self, *parts: nn.Module):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, h: Tensor, t_emb: Tensor, context: Tensor) -> Tensor:
+        for part in self.parts:
+            h = part(h, t_emb, context)
+        return h
+
+
+class Encoder(nn.Module):
+    """The stem's output h (b, c_0, h, w) -> features: h first, then one per block, the middle's last."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        widths, e, depth = config.widths, 4 * config.widths[0], len(config.widths)
+        self.blocks = nn.ModuleList()
+        self.channels = [widths[0]]  # of each feature map
+        for i, width in enumerate(widths):
+            for _ in range(config.res_blocks):
+                self.append(width, ResBlock(self.channels[-1], width, e), *transformers(config, i))
+            if i < depth - 1:
+                self.append(width, Down(width))
+        middle = SpatialTransformer(widths[-1], config.heads, config.context_width)
+        self.append(widths[-1], ResBlock(widths[-1], widths[-1], e), middle, ResBlock(widths[-1], widths[-1], e))
+
+    def append(self, channels: int, *parts: nn.Module) -> None:
+        self.blocks.append(Block(*parts))
+        self.channels.append(channels)
+
+    def forward(self, h: Tensor, t_emb: Tensor, context: Tensor) -> list[Tensor]:
+        features = [h]
+        for block in self.blocks:
+            features.append(block(features[-1], t_emb, context))
+        return features
+
+
+class Decoder(nn.Module):
+    """features, as the encoder gives them -> h (b, c_0, h, w): from coarse to fine, one skip joined before each block."""
+
+    def __init__(self, config: UNetConfig, skip_channels: Sequence[int]):
+        super().__init__()
+        widths, e, skips = config.widths, 4 * config.widths[0], list(skip_channels)
+        self.blocks = nn.ModuleList()
+        c_in = widths[-1]
+        for i, width in reversed(list(enumerate(widths))):
+            for j in range(config.res_blocks + 1):
+                up = [Up(width)] if i and j == config.res_blocks else []
+                self.blocks.append(Block(ResBlock(c_in + skips.pop(), width, e), *transformers(config, i), *up))
+                c_in = width
+
+    def forward(self, features: Sequence[Tensor], t_emb: Tensor, context: Tensor) -> Tensor:
+        *skips, h = features
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
+            h = block(torch.cat([h, skip], dim=1), t_emb, context)
+        return h
+
+
+def transformers(config: UNetConfig, level: int) -> list[nn.Module]:
+    if not config.attention[level]:
+        return []
+    return [SpatialTransformer(config.widths[level], config.heads, config.context_width)]
+
+
+def add_controls(features: Sequence[Tensor], controls: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Add every control's residuals to the features, map by map. Raises ValueError if a list is of another length."""
+    return [sum(residuals, feature) for feature, *residuals in zip(features, *controls, strict=True)]
+
+
+class UNet(nn.Module):
+    """eps_theta(z_t, t, context) [LDM, eq. 3], with any number of controls added to its features [CN, 3.2]."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        width = config.widths[0]
+        self.time_embed = TimeEmbedding(width)
+        self.stem = nn.Conv2d(config.channels, width, 3, padding=1)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config, self.encoder.channels[:-1])
+        self.head = nn.Sequential(group_norm(width), nn.SiLU(), zero(nn.Conv2d(width, config.channels, 3, padding=1)))
+
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]) -> Tensor:
+        """z_t (b, c, h, w), t (b,) in 1..T, context (b, l, d), each control a list of residuals -> eps (b, c, h, w)."""
+        t_emb = self.time_embed(t)  # (b, e)
+        features = self.encoder(self.stem(z_t), t_emb, context)  # [(b, c_i, h_i, w_i)], fine to coarse
+        features = add_controls(features, controls)  # the same shapes
+        h = self.decoder(features, t_emb, context)  # (b, c_0, h, w)
+        return self.head(h)
