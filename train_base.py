@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from tinyldm.cli import parse_with_preset, run_command
-from tinyldm.config import BASE_PRESETS, BaseConfig
+from tinyldm.config import BASE_PRESETS, BaseConfig, check
 from tinyldm.data import Columns, Dataset, load, to_float
 from tinyldm.diffusion import Schedule
 from tinyldm.ldm import LatentDiffusion, generate, last
@@ -45,11 +45,12 @@ def preview_base(ldm: LatentDiffusion, config: BaseConfig, validation: Dataset, 
 
 
 def main(config: BaseConfig) -> None:
+    check(config)
+    device = pick_device(config.run.device)
     train, validation = (
         load(config.data.dataset, split, config.data.resolution, config.data.data_dir, config.data.limit)
         for split in ("train", "validation")
     )
-    device = pick_device(config.run.device)
     open_run(config.out, config)
     torch.manual_seed(config.run.seed)
     ldm = build(config, train).to(device)

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from tinyldm.cli import parse_with_preset, run_command
 from tinyldm.conditions import CONDITIONS
-from tinyldm.config import CONTROL_PRESETS, ControlConfig
+from tinyldm.config import CONTROL_PRESETS, ControlConfig, check
 from tinyldm.controlnet import ControlNet
-from tinyldm.data import Columns, to_float
+from tinyldm.data import Columns, Dataset, to_float
+from tinyldm.errors import UserError
 from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, save_control
-from tinyldm.pictures import hint_image, save_grid
+from tinyldm.pictures import hint_image, save_grid, save_image
 from tinyldm.runs import encode_all, finish_run, hints_of, load_run, open_run
 from tinyldm.stages import ControlStage
 from tinyldm.training import compile_networks, fit, pick_device
@@ -30,9 +31,20 @@ def preview_control(
     save_grid(out / "previews" / f"control-{step:06}.png", rows)
 
 
+def save_examples(folder: Path, validation: Dataset) -> None:
+    """The first validation image of each class as CLASS.png: pictures to try as --hint."""
+    for value, name in enumerate(validation.names["class"]):
+        found = (validation.labels["class"] == value).nonzero()
+        if len(found):
+            save_image(folder / f"{name.replace(' ', '-')}.png", to_float(validation.images[found[0, 0]]))
+
+
 def main(config: ControlConfig) -> None:
-    ldm, train, validation = load_run(config.base, "train", "validation")
+    check(config)
     device = pick_device(config.run.device)
+    ldm, train, validation = load_run(config.base, "train", "validation")
+    if len(config.hint_widths) != len(ldm.vae.config.widths):
+        raise UserError(f"--hint-widths: give {len(ldm.vae.config.widths)}, as many as the VAE of {config.base} has")
     open_run(config.out, config)
     torch.manual_seed(config.run.seed)
     ldm = ldm.to(device)
@@ -51,9 +63,7 @@ def main(config: ControlConfig) -> None:
     fit(stage, data, config.fit, config.run, config.out, "control", panel, preview)
 
     save_control(controlnet, config.base, config.out, settings)
-    for i, caption in enumerate(validation.captions.full()[:PANEL]):
-        name = caption.replace(" ", "-")
-        save_grid(config.out / "hints" / f"{name}.png", [("", [to_float(validation.images[i])])])
+    save_examples(config.out / "hints", validation)
     finish_run(config.out)
 
 

@@ -3,8 +3,10 @@
 import ast
 from pathlib import Path
 
-ROOMS = """errors files blocks diffusion text vae unet controlnet data conditions pictures ldm config cli training runs stages
-classifier metrics sample evaluate""".split()
+ROOMS = [
+    *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet", "data", "conditions", "pictures"],
+    *["ldm", "config", "cli", "training", "runs", "stages", "classifier", "metrics", "sample", "evaluate"],
+]
 PACKAGE = Path(__file__).parents[1] / "tinyldm"
 
 

@@ -19,8 +19,8 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or as many as there are channels. Raises ValueError if they do not divide."""
-    return nn.GroupNorm(min(32, channels), channels, eps=eps)
+    """GroupNorm with 32 groups, as in Stable Diffusion, or the largest power of two that divides narrower channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
 
 
 class TimeEmbedding(nn.Module):

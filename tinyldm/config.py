@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from tinyldm.errors import UserError
 from tinyldm.text import TextConfig
 from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
@@ -105,6 +106,32 @@ class ControlConfig:
     fit: Annotated[FitConfig, Flat] = FitConfig()
     caption_drop: float = 0.5
     """Share of captions replaced by the empty one, so that the ControlNet learns to read hints alone [CN, 3.3]."""
+
+
+def check(config: BaseConfig | ControlConfig) -> None:
+    """Raise UserError, naming the flag, for numbers that no training can use."""
+    fits = {"": config.fit} | ({"vae-fit.": config.vae_fit} if isinstance(config, BaseConfig) else {})
+    for prefix, fit in fits.items():
+        for name in ("steps", "batch_size", "lr", "clip", "log_every", "preview_every"):
+            if not getattr(fit, name) > 0:
+                raise UserError(f"--{prefix}{name.replace('_', '-')} {getattr(fit, name)}: must be more than 0")
+    if not 0 <= config.caption_drop <= 1:
+        raise UserError(f"--caption-drop {config.caption_drop}: must be between 0 and 1")
+    if isinstance(config, BaseConfig):
+        check_sizes(config)
+
+
+def check_sizes(config: BaseConfig) -> None:
+    """Raise UserError, naming the flag, for sizes that do not fit together."""
+    widths, attention, heads = config.unet.widths, config.unet.attention, config.unet.heads
+    if len(attention) != len(widths):
+        raise UserError(f"--unet.attention: {len(attention)} values for {len(widths)} --unet.widths; give as many")
+    for flag, width, n in [*(("--unet", w, heads) for w in widths), ("--text", config.text.width, config.text.heads)]:
+        if width % n or width < 2:
+            raise UserError(f"{flag}.heads {n}: must divide the width {width}")
+    factor = 2 ** (len(config.vae.widths) + len(widths) - 2)
+    if config.data.resolution % factor or config.data.resolution < max(32, factor):
+        raise UserError(f"--resolution {config.data.resolution}: must be a multiple of {factor}, and at least 32")
 
 
 def tiny_fit(steps: int) -> FitConfig:

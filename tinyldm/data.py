@@ -8,6 +8,7 @@ import struct
 import subprocess
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -103,12 +104,12 @@ REMEDY = (
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of PATH or of PATH.gz. Raises UserError if there is neither, or it is not readable gzip."""
-    zipped = path.with_name(path.name + ".gz")
+    """The content of a file, unzipped if it ends in .gz. Raises UserError if it is not readable."""
     try:
-        return path.read_bytes() if path.exists() else gzip.decompress(zipped.read_bytes())
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
-        raise UserError(f"{path if path.exists() else zipped}: cannot be read ({error}); {REMEDY}") from error
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {REMEDY}") from error
 
 
 def parse_idx(content: bytes, path: Path) -> Tensor:
@@ -125,6 +126,7 @@ def parse_idx(content: bytes, path: Path) -> Tensor:
 
 def read_idx(path: Path, sha256: str) -> Tensor:
     """The uint8 tensor in PATH or PATH.gz, its decompressed bytes checked. Raises UserError naming the file."""
+    path = path if path.exists() else path.with_name(f"{path.name}.gz")
     content = read_bytes(path)
     tensor = parse_idx(content, path)
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -214,6 +216,7 @@ NOUNS = (
 TONES = ("dark", "grey", "light")
 TONE_WORDS = (("dark", "black"), ("grey", "gray"), ("light", "white"))
 TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "a studio photo of {}")
+VALIDATION = 5_000  # the last of the training file
 HELD_OUT = (("dress", "grey"), ("bag", "light"), ("pullover", "dark"))  # class and tone, never trained on
 
 
@@ -239,9 +242,9 @@ def fashion_mnist(split: str, resolution: int = 32, data_dir: Path | None = None
     folder = find_fashion_mnist(data_dir)
     tensors = {name: read_idx(folder / name, sha256) for name, sha256 in FILES.items()}
     train, train_labels, test, test_labels = (tensor for tensor in tensors.values())
-    terciles = torch.quantile(brightness(train[:55_000, None]), torch.tensor([1 / 3, 2 / 3]))
+    terciles = torch.quantile(brightness(train[:-VALIDATION, None]), torch.tensor([1 / 3, 2 / 3]))
     whole = test if split == "test" else train
-    part = {"train": slice(55_000), "validation": slice(55_000, None), "test": slice(None)}[split]
+    part = {"train": slice(-VALIDATION), "validation": slice(-VALIDATION, None), "test": slice(None)}[split]
     images, classes = whole[part, None], (test_labels if split == "test" else train_labels)[part].long()
     tones = torch.bucketize(brightness(images), terciles)
     held_out = sum((classes == CLASSES.index(c)) & (tones == TONES.index(t)) for c, t in HELD_OUT).bool()

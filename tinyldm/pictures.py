@@ -34,8 +34,17 @@ def row(images: Sequence[Tensor], label: str, size: int, columns: int) -> np.nda
 def save_grid(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], size: int = 96) -> None:
     """Write a PNG with one labelled row of images (k, H, W) in [-1, 1] per entry; folders are made."""
     columns = max(len(images) for _, images in rows)
-    canvas = np.concatenate([row(images, label, size, columns) for label, images in rows])
-    _, png = cv2.imencode(".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+    write_png(path, np.concatenate([row(images, label, size, columns) for label, images in rows]))
+
+
+def save_image(path: Path, x: Tensor) -> None:
+    """Write one image (k, H, W) in [-1, 1] as a PNG, pixel by pixel; folders are made."""
+    write_png(path, tile(x, x.shape[-1]))
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3), uint8 RGB."""
+    _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, png.tobytes())
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tinyldm import files
 from tinyldm.config import BaseConfig, ControlConfig
-from tinyldm.data import Dataset, load, to_float
+from tinyldm.data import load, to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import NO_BASE, LatentDiffusion
 from tinyldm.training import plot_losses

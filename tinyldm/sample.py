@@ -25,13 +25,13 @@ class SampleConfig:
     control: Path | None = None
     """Run folder of train_control.py; needs --hint."""
     hint: tuple[Path, ...] = ()
-    """Pictures to take the edges from, one row of images each; needs --control."""
+    """Pictures to take the edges from: one for all prompts, or one for each; needs --control."""
     hint_is_edges: bool = False
     """The hint is an edge map already, white on black."""
     prompt: tuple[str, ...] = ("",)
-    """What to draw, one row of images each."""
+    """What to draw, a row of images each: one for all hints, or one for each."""
     num_images: int = 4
-    """Images per prompt and hint."""
+    """Images per row."""
     guidance: float = 2.0
     """Classifier-free guidance: 1 is off, more obeys the prompt more."""
     control_scale: float = 1.0
@@ -44,7 +44,7 @@ class SampleConfig:
     seed: int = 0
     """Image i of a row starts from noise of seed + i."""
     out: Path = Path("samples.png")
-    """The PNG to write: a row per prompt and hint, the hint first."""
+    """The PNG to write; in each row the hint stands first."""
     device: str = "auto"
 
 
@@ -52,6 +52,8 @@ def check(config: SampleConfig) -> None:
     """Raise UserError for flags that do not fit together, before any work."""
     if (config.control is None) != (not config.hint):
         raise UserError("--control and --hint go together: give both or neither")
+    if len({len(config.hint or (None,)), len(config.prompt)} - {1}) > 1:
+        raise UserError(f"{len(config.hint)} --hint and {len(config.prompt)} --prompt: give one of either, or as many")
     for name in ("num_images", "steps"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
@@ -72,21 +74,20 @@ def main(config: SampleConfig) -> None:
     ldm = LatentDiffusion.load(config.base)
     if config.steps > ldm.schedule.T:
         raise UserError(f"--steps {config.steps}: the base was trained with {ldm.schedule.T} timesteps at most")
-    hints = [None]
+    ldm.to(device)
+    hints, controls = [None], [[]]
     if config.control:
         controlnet, condition = load_control(config.control, config.base, ldm)
-        controlnet.to(device)
-        hints = [read_hint(path, ldm, condition, config.hint_is_edges) for path in config.hint]
-    ldm.to(device)
+        hints = [read_hint(path, ldm, condition, config.hint_is_edges).to(device) for path in config.hint]
+        controls = [[bind_hint(controlnet.to(device), hint, config.control_scale)] for hint in hints]
+    number = max(len(hints), len(config.prompt))
     rows = []
-    for hint in hints:
-        for prompt in config.prompt:
-            controls = [] if hint is None else [bind_hint(controlnet, hint.to(device), config.control_scale)]
-            settings = {"guidance": config.guidance, "sampler": config.sampler, "steps": config.steps}
-            settings |= {"eta": config.eta, "seed": config.seed}
-            z = generate(ldm, [prompt] * config.num_images, controls=controls, **settings)
-            x = ldm.vae.decode(last(tqdm(z, total=config.steps, desc=prompt or "sample", unit="step")))
-            rows.append((prompt, [*([] if hint is None else [hint_image(hint[0])]), *x]))
+    for i in range(number):
+        prompt, hint = config.prompt[i % len(config.prompt)], hints[i % len(hints)]
+        settings = {"guidance": config.guidance, "sampler": config.sampler, "steps": config.steps, "eta": config.eta}
+        z = generate(ldm, [prompt] * config.num_images, seed=config.seed, controls=controls[i % len(hints)], **settings)
+        x = ldm.vae.decode(last(tqdm(z, total=config.steps, desc=f"{i + 1}/{number} {prompt}", unit="step")))
+        rows.append((prompt, [*([] if hint is None else [hint_image(hint[0])]), *x]))
     save_grid(config.out, rows)
     print(config.out)
 

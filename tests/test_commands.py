@@ -1,0 +1,268 @@
+"""Both scripts and the commands end to end with preset `tiny`, and every kind of bad input: one line, exit code 2."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train_base
+import train_control
+from tinyldm import evaluate, files, sample
+from tinyldm.cli import parse, parse_with_preset, run_command
+from tinyldm.config import BASE_PRESETS, CONTROL_PRESETS, BaseConfig, RunConfig
+from tinyldm.ldm import LatentDiffusion, generate, last
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """A folder with the runs `base` and `control`, trained for six steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_base.main(replace(BASE_PRESETS["tiny"], out=folder / "base"))
+    before = files.sha256(folder / "base" / "unet.safetensors")
+    train_control.main(replace(CONTROL_PRESETS["tiny"], base=folder / "base", out=folder / "control"))
+    assert files.sha256(folder / "base" / "unet.safetensors") == before
+    return folder
+
+
+COMMANDS = {
+    "train_base": lambda args: train_base.main(parse_with_preset(BASE_PRESETS, args)),
+    "train_control": lambda args: train_control.main(parse_with_preset(CONTROL_PRESETS, args)),
+    "sample": lambda args: sample.main(parse(sample.SampleConfig, args=args)),
+    "evaluate": lambda args: evaluate.main(parse(evaluate.EvaluateConfig, args=args)),
+}
+
+
+def error_of(capsys, command: str, *args: object) -> str:
+    """Run a command that must fail: exit code 2, and exactly one line on stderr, which is returned."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: COMMANDS[command]([str(arg) for arg in args]))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert exit.value.code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_the_run_folders_hold_what_the_readme_says(runs):
+    base = {path.name for path in (runs / "base").iterdir()}
+    weights = {"vae.safetensors", "text.safetensors", "unet.safetensors"}
+    assert base >= weights | {
+        "config.json",
+        "vocabulary.json",
+        "settings.json",
+        "metrics.jsonl",
+        "loss.png",
+        "previews",
+    }
+    control = {path.name for path in (runs / "control").iterdir()}
+    assert control >= {"controlnet.safetensors", "config.json", "settings.json", "metrics.jsonl", "loss.png", "hints"}
+    for picture in (*runs.rglob("*.png"),):
+        assert cv2.imread(str(picture)) is not None
+
+
+def test_the_same_command_and_seed_give_the_same_weights_and_another_seed_others(runs, tmp_path):
+    for name, seed in (("same", 0), ("other", 1)):
+        train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / name, run=RunConfig(seed=seed)))
+    for network in ("vae", "text", "unet"):
+        content = (runs / "base" / f"{network}.safetensors").read_bytes()
+        assert content == (tmp_path / "same" / f"{network}.safetensors").read_bytes()
+        assert content != (tmp_path / "other" / f"{network}.safetensors").read_bytes()
+
+
+def test_the_saved_latents_have_unit_variance(runs):
+    ldm = LatentDiffusion.load(runs / "base")
+    data = train_base.load("shapes", "train", limit=64)
+    assert abs(ldm.vae.encode(train_base.to_float(data.images)).std().item() - 1) < 0.01
+
+
+def test_image_i_of_a_batch_depends_on_seed_plus_i_alone(runs):
+    ldm = LatentDiffusion.load(runs / "base")
+    four = last(generate(ldm, ["a red circle"] * 4, steps=3, seed=5))
+    one = last(generate(ldm, ["a red circle"], steps=3, seed=7))
+    torch.testing.assert_close(four[2:3], one, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(four[1:2], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "ddim", "ddpm"])
+def test_sample_writes_a_grid_from_the_run_folders_alone(runs, tmp_path, sampler):
+    hint = next((runs / "control" / "hints").iterdir())
+    args = [
+        "--base",
+        runs / "base",
+        "--control",
+        runs / "control",
+        "--hint",
+        hint,
+        "--prompt",
+        "a red circle",
+        "a ring",
+    ]
+    args += ["--num-images", 3, "--steps", 3, "--sampler", sampler, "--out", tmp_path / "s.png"]
+    COMMANDS["sample"]([str(arg) for arg in args])
+    picture = cv2.imread(str(tmp_path / "s.png"))
+    assert picture.shape[1] == 4 * 100  # the hint, then three images, of 96 px and a gap
+    assert picture.std() > 10
+
+
+def test_a_photo_of_any_size_and_an_edge_map_are_hints(runs, tmp_path):
+    photo = np.full((90, 120, 3), 30, dtype=np.uint8)
+    cv2.circle(photo, (60, 45), 25, (20, 200, 40), -1)
+    cv2.imwrite(str(tmp_path / "photo.png"), photo)
+    edges = cv2.Canny(cv2.resize(photo[:, 15:105], (32, 32), interpolation=cv2.INTER_AREA), 100, 200)
+    cv2.imwrite(str(tmp_path / "edges.png"), edges)
+    ldm = LatentDiffusion.load(runs / "base")
+    from_photo = sample.read_hint(tmp_path / "photo.png", ldm, "canny", is_edges=False)
+    from_edges = sample.read_hint(tmp_path / "edges.png", ldm, "canny", is_edges=True)
+    assert from_photo.sum() > 20
+    assert torch.equal(from_photo, from_edges)
+
+
+def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capsys):
+    args = [
+        "--base",
+        runs / "base",
+        "--control",
+        runs / "control",
+        "--n",
+        12,
+        "--steps",
+        2,
+        "--json",
+        tmp_path / "e.json",
+    ]
+    COMMANDS["evaluate"]([str(arg) for arg in args])
+    results = json.loads((tmp_path / "e.json").read_text())
+    assert {"psnr", "ce"} <= results["vae"].keys()
+    assert {"acc_class", "acc_colour"} <= results["classifier"].keys()
+    assert {"fd", "fd_floor", "acc_class", "acc_colour"} <= results["base"].keys()
+    assert list(results["control"]) == ["none", "insufficient", "perfect", "conflicting", "changed"]
+    for row in results["control"].values():
+        assert {"ef0", "ch", "ce", "gain", "fd", "acc_t", "acc_e", "acc_colour"} <= row.keys()
+    assert results["n"] == 12 and results["seed"] == 0
+    assert set(results["seconds"]) == {"vae", "base", "control", "evaluate"}
+    assert "| perfect |" in capsys.readouterr().out
+
+
+def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path):
+    """At their real widths, 64 px: a shrunken number of images, steps and batch."""
+    preset = BASE_PRESETS["gpu"]
+    few = {"steps": 2, "batch_size": 2, "preview_every": 9}
+    run = replace(preset.run, device="cpu", precision="fp32", compile=False)
+    data = replace(preset.data, dataset="shapes", limit=4)
+    fits = {"vae_fit": replace(preset.vae_fit, **few), "fit": replace(preset.fit, **few)}
+    train_base.PANEL, panel = 1, train_base.PANEL
+    train_base.main(replace(preset, out=tmp_path / "base", run=run, data=data, **fits))
+    train_base.PANEL = panel
+    ldm = LatentDiffusion.load(tmp_path / "base")
+    assert ldm.noise(1, 0).shape == (1, 4, 16, 16)
+    control = CONTROL_PRESETS["gpu"]
+    train_control.PANEL = 1
+    train_control.main(
+        replace(control, base=tmp_path / "base", out=tmp_path / "c", run=run, fit=replace(control.fit, **few))
+    )
+    train_control.PANEL = panel
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--bogus", 3], ["--bogus"]),
+        (["--lr", "abc"], ["--lr", "abc"]),
+        (["--lr", "-1"], ["--lr"]),
+        (["--steps", "-5"], ["--steps"]),
+        (["--preset", "huge"], ["--preset", "huge", "cpu"]),
+        (["--preset", "tiny", "--resolution", 33], ["--resolution", "33"]),
+        (["--preset", "tiny", "--device", "abacus"], ["--device", "abacus"]),
+        (["--preset", "tiny", "--out", "train_base.py"], ["train_base.py", "file"]),
+        (["--preset", "tiny", "--out", "tests"], ["tests", "new"]),
+        (["--preset", "cpu", "--data-dir", "nowhere"], ["nowhere", "apt-get"]),
+    ],
+)
+def test_bad_flags_of_train_base(capsys, args, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    error = error_of(capsys, "train_base", *args)
+    assert all(word in error for word in words), error
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(capsys, runs):
+    before = files.sha256(runs / "base" / "unet.safetensors")
+    error = error_of(capsys, "train_base", "--preset", "tiny", "--out", runs / "base")
+    assert "--overwrite" in error and str(runs / "base") in error
+    assert files.sha256(runs / "base" / "unet.safetensors") == before
+
+
+def test_a_base_that_is_none(capsys, tmp_path, runs):
+    for command in ("train_control", "sample", "evaluate"):
+        assert str(tmp_path) in error_of(capsys, command, "--base", tmp_path)
+    assert "train_base" in error_of(capsys, "sample", "--base", runs / "control")
+
+
+def test_damaged_weights_are_named(capsys, tmp_path, runs):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    path = tmp_path / "base" / "unet.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    for damaged, word in ((content, "checksum"), (content[:-9], "safetensors"), (b"", "safetensors")):
+        path.write_bytes(damaged)
+        error = error_of(capsys, "sample", "--base", tmp_path / "base")
+        assert "unet.safetensors" in error and word in error
+
+
+def test_a_control_of_another_base_is_refused(capsys, tmp_path, runs):
+    train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "other", run=RunConfig(seed=3)))
+    hint = next((runs / "control" / "hints").iterdir())
+    args = ["--base", tmp_path / "other", "--control", runs / "control", "--hint", hint]
+    assert "another base" in error_of(capsys, "sample", *args)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>not a picture</html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_a_hint_that_is_no_picture(capsys, tmp_path, runs, content):
+    path = tmp_path / "hint.png"
+    if content is not None:
+        path.write_bytes(content)
+    args = ["--base", runs / "base", "--control", runs / "control", "--hint", path]
+    assert "hint.png" in error_of(capsys, "sample", *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--hint", "x.png"], "--control"),
+        (["--steps", 0], "--steps"),
+        (["--steps", 1001], "--steps"),
+        (["--num-images", 0], "--num-images"),
+        (["--out", "picture.jpg"], ".png"),
+        (["--sampler", "euler"], "--sampler"),
+    ],
+)
+def test_bad_flags_of_sample(capsys, runs, args, word):
+    assert word in error_of(capsys, "sample", "--base", runs / "base", *args)
+
+
+def test_as_a_process_an_unknown_flag_is_one_line_and_exit_code_2():
+    process = subprocess.run(
+        [sys.executable, "train_base.py", "--no-such-flag"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1 and "--no-such-flag" in process.stderr
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(BaseConfig, args=["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--steps", "--lr", "--precision", "--compile", "--data-dir", "--vae-fit.steps", "--preset"):
+        assert flag in text

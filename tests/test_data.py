@@ -1,0 +1,205 @@
+"""The readers on small files, good and broken; captions; and that hints belong to their images."""
+
+import gzip
+import hashlib
+import itertools
+import struct
+import urllib.error
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tinyldm import data
+from tinyldm.conditions import canny
+from tinyldm.data import Captions, Columns, load, read_idx, shapes, to_float, to_uint8
+from tinyldm.errors import UserError
+
+PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8)
+IDX = b"\0\0\x08\x03" + struct.pack(">3i", 2, 3, 4) + PIXELS.tobytes()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_reads_idx_files_raw_and_zipped(tmp_path, suffix):
+    (tmp_path / f"images{suffix}").write_bytes(gzip.compress(IDX) if suffix else IDX)
+    tensor = read_idx(tmp_path / "images", sha256(IDX))
+    assert torch.equal(tensor, torch.from_numpy(PIXELS.reshape(2, 3, 4)))
+
+
+BROKEN = {
+    "empty": (b"", "magic"),
+    "wrong magic": (b"\0\0\x09\x03" + IDX[4:], "magic"),
+    "no sizes": (IDX[:6], "magic"),
+    "too short": (IDX[:-1], "bytes follow"),
+    "too long": (IDX + b"x", "bytes follow"),
+    "negative size": (b"\0\0\x08\x01" + struct.pack(">i", -5) + b"12345", "bytes follow"),
+    "flipped bit": (IDX[:-1] + bytes([IDX[-1] ^ 1]), "checksum"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_idx_file_is_one_clear_error(tmp_path, name):
+    content, message = BROKEN[name]
+    (tmp_path / "images").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_idx(tmp_path / "images", sha256(IDX))
+    assert "images" in str(error.value) and "--data-dir" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not gzip", gzip.compress(IDX)[:-10], gzip.compress(IDX)[:20] + b"\xff" * 20]
+)
+def test_a_broken_gzip_is_one_clear_error(tmp_path, content):
+    (tmp_path / "images.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"images\.gz"):
+        read_idx(tmp_path / "images", sha256(IDX))
+
+
+def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, monkeypatch):
+    def fail(folder):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.delenv("TINYLDM_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache" / "fashion-mnist")
+    monkeypatch.setattr(data, "holds_fashion_mnist", lambda folder: False)
+    monkeypatch.setattr(data, "fetch_from_mirror", fail)
+    monkeypatch.setattr(data, "fetch_from_debian", fail)
+    with pytest.raises(UserError) as error:
+        data.find_fashion_mnist()
+    for place in ("data", "/usr/share/datasets/fashion-mnist", "cache", "amazonaws", "apt-get", "--data-dir"):
+        assert place in str(error.value)
+    assert list((tmp_path / "cache").iterdir()) == []  # nothing half-fetched is left
+
+
+def test_a_named_data_dir_without_the_files_is_an_error_without_looking_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "fetch", lambda folder: pytest.fail("went to the network"))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        data.find_fashion_mnist(tmp_path)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def little_fashion(tmp_path, monkeypatch):
+    """A folder with four idx files of random garments, of every class and brightness."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for prefix, n in (("train", 600), ("t10k", 90)):
+        pixels = np.zeros((n, 28, 28), dtype=np.uint8)
+        pixels[:, 8:20, 8:20] = rng.integers(1, 256, (n, 1, 1))
+        files[f"{prefix}-images-idx3-ubyte"] = idx(pixels)
+        files[f"{prefix}-labels-idx1-ubyte"] = idx(rng.integers(0, 10, n).astype(np.uint8))
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(data, "FILES", {name: sha256(files[name]) for name in data.FILES})
+    monkeypatch.setattr(data, "VALIDATION", 100)
+    return tmp_path
+
+
+def test_fashion_mnist_splits_labels_and_padding(little_fashion):
+    parts = {split: load("fashion-mnist", split, data_dir=little_fashion, held_out=True) for split in data.SPLITS}
+    assert [len(parts[split]) for split in data.SPLITS] == [500, 100, 90]
+    train = parts["train"]
+    assert train.images.shape == (500, 1, 32, 32) and train.images.dtype == torch.uint8
+    assert train.images[:, :, :2].max() == 0
+    shares = train.labels["tone"].bincount() / 500
+    assert (shares - 1 / 3).abs().max() < 0.03  # terciles of the training images
+    middle = train.images[:, 0, 16, 16]
+    assert middle[train.labels["tone"] == 0].max() <= middle[train.labels["tone"] == 1].min()
+
+
+def test_held_out_pairs_are_in_no_split_unless_asked_for(little_fashion):
+    pairs = {(data.CLASSES.index(c), data.TONES.index(t)) for c, t in data.HELD_OUT}
+    for split in data.SPLITS:
+        whole = load("fashion-mnist", split, data_dir=little_fashion, held_out=True)
+        part = load("fashion-mnist", split, data_dir=little_fashion)
+        seen = [set(zip(d.labels["class"].tolist(), d.labels["tone"].tolist(), strict=True)) for d in (whole, part)]
+        assert seen[0] & pairs and not seen[1] & pairs
+        assert len(part) == int((~whole.held_out).sum())
+
+
+def test_fashion_captions_name_class_and_tone_with_the_complete_one_first():
+    for c, t in itertools.product(range(10), range(3)):
+        captions = data.fashion_captions(c, t)
+        assert captions[0] == f"a photo of a {data.TONES[t]} {data.NOUNS[c][0]}"
+        assert len(set(captions)) == len(captions) >= 16
+        assert not any(" a a" in caption or " a e" in caption for caption in captions)
+
+
+def test_drawing_captions_is_a_function_of_the_global_seed():
+    captions = Captions([tuple("abcdefgh")] * 50)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(captions[torch.arange(50)])
+    assert draws[0] == draws[1] != draws[2]
+    assert set(draws[0]) == set("abcdefgh")
+
+
+def test_columns_are_indexed_together():
+    z, captions = torch.arange(4), Captions([(word,) for word in "abcd"])
+    batch = Columns(z, captions)[torch.tensor([3, 1])]
+    assert batch[0].tolist() == [3, 1] and batch[1] == ["d", "b"]
+
+
+def test_uint8_and_float_are_inverse():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_uint8(to_float(values)), values)
+    assert to_float(values).min() == -1 and to_float(values).max() == 1
+    assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+
+
+def test_shapes_are_reproducible_and_their_splits_differ():
+    one, two, other = shapes("validation"), shapes("validation"), shapes("test")
+    assert torch.equal(one.images, two.images) and one.captions.choices == two.captions.choices
+    assert not torch.equal(one.images[:100], other.images[:100])
+    assert one.images.shape == (1000, 3, 32, 32)
+
+
+def test_shapes_pictures_have_the_colours_of_their_captions():
+    dataset = shapes("validation", resolution=64)
+    colours = torch.tensor(list(data.COLOURS.values()))
+    backgrounds = torch.tensor(list(data.BACKGROUNDS.values()))
+    for i in range(200):
+        pixels = dataset.images[i].long().permute(1, 2, 0)
+        assert torch.equal(pixels[0, 0], backgrounds[dataset.labels["background"][i]])
+        colour = colours[dataset.labels["colour"][i]]
+        area = (pixels == colour).all(-1).sum()
+        assert area > 20, dataset.captions.full()[i]
+        words = [names[dataset.labels[key][i]] for key, names in dataset.names.items()]
+        assert all(word in dataset.captions.full()[i].split() for word in words)
+
+
+def test_shapes_held_out_figures_are_never_in_training():
+    dataset = load("shapes", "train", limit=3000)
+    pairs = [f"{colour} {shape}" for shape, colour in data.SHAPES_HELD_OUT]
+    assert not any(pair in caption for caption in dataset.captions.full() for pair in pairs)
+    assert load("shapes", "validation", held_out=True).held_out.any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_canny_is_opencvs(channels):
+    x = torch.rand(2, channels, 32, 32) * 2 - 1
+    x[:, :, 8:24, 8:24] = 1
+    hints = canny(x)
+    assert hints.shape == (2, 1, 32, 32) and hints.dtype == torch.float32
+    assert set(hints.unique().tolist()) == {0, 1}
+    for image, hint in zip(x, hints, strict=True):
+        picture = to_uint8(image).permute(1, 2, 0).numpy().copy()
+        assert np.array_equal(cv2.Canny(picture, 100, 200), (hint[0] * 255).numpy().astype(np.uint8))
+
+
+def test_canny_is_white_on_black_on_the_border_of_a_square():
+    x = torch.full((1, 1, 32, 32), -1.0)
+    x[:, :, 8:24, 8:24] = 1
+    hint = canny(x)[0, 0]
+    assert hint[0, 0] == 0 and hint[16, 16] == 0
+    assert hint[16, 7:9].max() == 1 and hint.sum() < 80

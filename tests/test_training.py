@@ -1,0 +1,111 @@
+"""`fit`: data order, schedules, the average of the weights, and that a run is a function of its seed."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from tinyldm.config import FitConfig, RunConfig
+from tinyldm.data import Columns
+from tinyldm.errors import UserError
+from tinyldm.stages import drop_captions
+from tinyldm.training import EMA, batch_indices, fit, lr_factor, pick_device
+
+
+class Regression(nn.Module):
+    """Learns y = 3 x from batches (x, y), with noise on x drawn from the global generator."""
+
+    def __init__(self, explode_at: int = 10**9):
+        super().__init__()
+        self.w, self.steps, self.explode_at = nn.Parameter(torch.zeros(1)), 0, explode_at
+
+    def forward(self, x, y):
+        self.steps += 1
+        loss = ((self.w * (x + 0.1 * torch.randn_like(x)) - y) ** 2).mean()
+        return loss * float("nan") if self.steps >= self.explode_at else loss
+
+
+X = torch.linspace(-1, 1, 50)
+DATA = Columns(X, 3 * X)
+CONFIG = FitConfig(steps=60, batch_size=8, lr=0.3, warmup=5, ema=0.9, weight_decay=0.0, log_every=10, preview_every=30)
+
+
+def test_fit_learns_logs_and_previews(tmp_path):
+    stage, previews = Regression(), []
+    seconds = fit(stage, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), previews.append)
+    assert abs(stage.w.item() - 3) < 0.2  # 2.91 is best, for the noise on x
+    assert seconds > 0 and previews == [30, 60]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert list(losses) == [10, 20, 30, 40, 50, 60] and losses[60] < losses[10] / 10
+    assert [line["step"] for line in lines if "validation_loss" in line] == [30, 60]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    stages = []
+    for seed in (0, 0, 1):
+        stages.append(Regression())
+        torch.manual_seed(torch.seed())  # whatever the caller's generator is
+        fit(stages[-1], DATA, CONFIG, RunConfig(seed=seed), tmp_path, "line")
+    assert torch.equal(stages[0].w, stages[1].w)
+    assert not torch.equal(stages[0].w, stages[2].w)
+
+
+def test_validation_and_previews_do_not_change_the_training(tmp_path):
+    plain, watched = Regression(), Regression()
+    fit(plain, DATA, CONFIG, RunConfig(), tmp_path, "line")
+    fit(watched, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), lambda step: torch.rand(3))
+    assert torch.equal(plain.w, watched.w)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate(tmp_path):
+    with pytest.raises(UserError, match=r"nan at step 20 of line, learning rate .*lower"):
+        fit(Regression(explode_at=15), DATA, CONFIG, RunConfig(), tmp_path, "line")
+
+
+def test_every_epoch_is_another_permutation_of_all_images():
+    indices = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in range(5)])
+    first, second = indices[:10], indices[10:]
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+    assert not torch.equal(first, second)
+    assert torch.equal(batch_indices(10, 4, 0, 3), indices[12:16])
+    assert not torch.equal(batch_indices(10, 10, 1, 0), first)
+
+
+def test_a_batch_larger_than_the_dataset_wraps_around():
+    assert sorted(batch_indices(3, 6, 0, 0).tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    factors = [lr_factor(step, 100, 10) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
+    assert all(a > b for a, b in pairwise(factors[10:])) and factors[-1] < 0.001
+
+
+def test_ema_follows_its_formula_and_applies_only_inside():
+    stage = Regression()
+    ema = EMA(stage, decay=0.5)
+    with torch.no_grad():
+        stage.w.fill_(1.0)
+    ema.update(0)  # decay = min(0.5, 1 / 10)
+    assert ema.shadow[0].item() == pytest.approx(0.9)
+    with ema.applied():
+        assert stage.w.item() == pytest.approx(0.9)
+    assert stage.w.item() == 1.0
+    ema.update(1000)
+    assert ema.shadow[0].item() == pytest.approx(0.95)
+
+
+def test_dropping_captions():
+    captions = ["word"] * 10_000
+    torch.manual_seed(0)
+    assert abs(drop_captions(captions, 0.3).count("") - 3000) < 150
+    assert drop_captions(captions, 0.0) == captions
+    assert set(drop_captions(captions, 1.0)) == {""}
+
+
+def test_an_unknown_device_is_a_clear_error():
+    with pytest.raises(UserError, match="abacus"):
+        pick_device("abacus")
