@@ -15,7 +15,7 @@ from tinyldm.training import EMA, batch_indices, fit, lr_factor, pick_device
 
 
 class Regression(nn.Module):
-    """Learns y = 3 x from batches (x, y), with noise on x drawn from the global generator."""
+    """Learns y = 3 x from batches (x, y), with noise on y drawn from the global generator."""
 
     def __init__(self, explode_at: int = 10**9):
         super().__init__()
@@ -23,19 +23,19 @@ class Regression(nn.Module):
 
     def forward(self, x, y):
         self.steps += 1
-        loss = ((self.w * (x + 0.1 * torch.randn_like(x)) - y) ** 2).mean()
+        loss = ((self.w * x - y - 0.1 * torch.randn_like(y)) ** 2).mean()
         return loss * float("nan") if self.steps >= self.explode_at else loss
 
 
 X = torch.linspace(-1, 1, 50)
 DATA = Columns(X, 3 * X)
-CONFIG = FitConfig(steps=60, batch_size=8, lr=0.3, warmup=5, ema=0.9, weight_decay=0.0, log_every=10, preview_every=30)
+CONFIG = FitConfig(steps=60, batch_size=8, lr=0.5, warmup=5, ema=0.9, weight_decay=0.0, log_every=10, preview_every=30)
 
 
 def test_fit_learns_logs_and_previews(tmp_path):
     stage, previews = Regression(), []
     seconds = fit(stage, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), previews.append)
-    assert abs(stage.w.item() - 3) < 0.2  # 2.91 is best, for the noise on x
+    assert abs(stage.w.item() - 3) < 0.15
     assert seconds > 0 and previews == [30, 60]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}

@@ -139,7 +139,12 @@ def tiny_fit(steps: int) -> FitConfig:
 
 
 BASE_PRESETS = {
-    "cpu": BaseConfig(),
+    "cpu": BaseConfig(
+        preset="cpu",
+        vae_fit=FitConfig(steps=3400, batch_size=16, lr=4e-3, warmup=100, ema=0.998, preview_every=850),
+        fit=FitConfig(steps=2000, batch_size=64, warmup=100, ema=0.997, preview_every=500),
+        kl_weight=3e-5,
+    ),
     "tiny": BaseConfig(
         preset="tiny",
         data=DataConfig(dataset="shapes", limit=64),
@@ -162,7 +167,9 @@ BASE_PRESETS = {
     ),
 }
 CONTROL_PRESETS = {
-    "cpu": ControlConfig(fit=FitConfig(ema=0.98)),
+    "cpu": ControlConfig(
+        preset="cpu", fit=FitConfig(steps=1300, batch_size=64, warmup=50, ema=0.99, preview_every=325)
+    ),
     "tiny": ControlConfig(preset="tiny", hint_widths=(8, 16), fit=tiny_fit(6)),
     "gpu": ControlConfig(
         preset="gpu",

@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -233,6 +234,7 @@ def fashion_captions(class_index: int, tone: int) -> tuple[str, ...]:
     return (*full, *(t.format(f"{article} {nouns[0]}") for t in TEMPLATES))
 
 
+@lru_cache(maxsize=3)
 def fashion_mnist(split: str, resolution: int = 32, data_dir: Path | None = None) -> Dataset:
     """Fashion-MNIST padded to 32 px, enlarged if `resolution` is more: train 55,000, validation 5,000, test 10,000 images.
 
@@ -335,6 +337,7 @@ def draw_scene(background: str, figures: list[Figure], resolution: int) -> np.nd
     return cv2.resize(canvas, (resolution, resolution), interpolation=cv2.INTER_AREA)
 
 
+@lru_cache(maxsize=3)
 def shapes(split: str, resolution: int = 32, data_dir: Path | None = None) -> Dataset:
     """Synthetic pictures (n, 3, H, H): one or two coloured figures on a coloured background; needs no files.
 

@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--run.device {name}: not available here; use auto, cpu or cuda") from error
+        raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from error
     return device
 
 
