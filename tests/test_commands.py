@@ -203,6 +203,22 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(capsys, runs):
     assert files.sha256(runs / "base" / "unet.safetensors") == before
 
 
+def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_only(capsys, runs, tmp_path, monkeypatch):
+    preset = replace(BASE_PRESETS["tiny"], out=tmp_path / "base")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_base, "BaseStage", None)  # dies when the autoencoder is done
+        with pytest.raises(TypeError):
+            train_base.main(preset)
+    assert "lr" in error_of(capsys, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume", "--lr", 3)
+    COMMANDS["train_base"](["--preset", "tiny", "--out", str(tmp_path / "base"), "--resume"])
+    for name in ("vae", "text", "unet"):
+        assert (tmp_path / "base" / f"{name}.safetensors").read_bytes() == (
+            runs / "base" / f"{name}.safetensors"
+        ).read_bytes()
+    assert "finished" in error_of(capsys, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume")
+    assert "no run" in error_of(capsys, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume")
+
+
 def test_a_base_that_is_none(capsys, tmp_path, runs):
     for command in ("train_control", "sample", "evaluate"):
         assert str(tmp_path) in error_of(capsys, command, "--base", tmp_path)

@@ -5,7 +5,19 @@ from pathlib import Path
 
 ROOMS = [
     *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet", "data", "conditions", "pictures"],
-    *["ldm", "config", "cli", "training", "runs", "stages", "classifier", "metrics", "sample", "evaluate"],
+    *[
+        "ldm",
+        "config",
+        "cli",
+        "checkpoint",
+        "training",
+        "runs",
+        "stages",
+        "classifier",
+        "metrics",
+        "sample",
+        "evaluate",
+    ],
 ]
 PACKAGE = Path(__file__).parents[1] / "tinyldm"
 

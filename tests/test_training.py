@@ -1,6 +1,8 @@
 """`fit`: data order, schedules, the average of the weights, and that a run is a function of its seed."""
 
 import json
+import os
+import signal
 from itertools import pairwise
 
 import pytest
@@ -34,13 +36,51 @@ CONFIG = FitConfig(steps=60, batch_size=8, lr=0.5, warmup=5, ema=0.9, weight_dec
 
 def test_fit_learns_logs_and_previews(tmp_path):
     stage, previews = Regression(), []
-    seconds = fit(stage, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), previews.append)
+    fit(stage, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), previews.append)
     assert abs(stage.w.item() - 3) < 0.15
-    assert seconds > 0 and previews == [30, 60]
+    assert previews == [30, 60]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert list(losses) == [10, 20, 30, 40, 50, 60] and losses[60] < losses[10] / 10
     assert [line["step"] for line in lines if "validation_loss" in line] == [30, 60]
+
+
+class Stopped(Regression):
+    """Sends its own process a signal in its 23rd step."""
+
+    def forward(self, x, y):
+        if self.steps == 22:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(x, y)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+    whole, first, second = Regression(), Stopped(), Regression()
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    fit(whole, DATA, CONFIG, RunConfig(), tmp_path / "whole", "line")
+    with pytest.raises(SystemExit) as exit:
+        fit(first, DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
+    assert exit.value.code == 128 + signal.SIGTERM and first.steps == 23  # the step was finished
+    fit(second, DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
+    assert second.steps == 60 - 23
+    assert torch.equal(whole.w, second.w)
+    losses = [
+        [json.loads(line).get("loss") for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    fit(third := Regression(), DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
+    assert third.steps == 0 and torch.equal(third.w, whole.w)  # a finished training is not trained again
+
+
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path):
+    fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    path = tmp_path / "line.checkpoint"
+    for content in (b"", path.read_bytes()[:-3]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"line\.checkpoint.*--overwrite"):
+            fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
@@ -48,20 +88,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     for seed in (0, 0, 1):
         stages.append(Regression())
         torch.manual_seed(torch.seed())  # whatever the caller's generator is
-        fit(stages[-1], DATA, CONFIG, RunConfig(seed=seed), tmp_path, "line")
+        fit(stages[-1], DATA, CONFIG, RunConfig(seed=seed), tmp_path, f"line-{len(stages)}")
     assert torch.equal(stages[0].w, stages[1].w)
     assert not torch.equal(stages[0].w, stages[2].w)
 
 
 def test_validation_and_previews_do_not_change_the_training(tmp_path):
     plain, watched = Regression(), Regression()
-    fit(plain, DATA, CONFIG, RunConfig(), tmp_path, "line")
-    fit(watched, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), lambda step: torch.rand(3))
+    fit(plain, DATA, CONFIG, RunConfig(), tmp_path, "plain")
+    fit(watched, DATA, CONFIG, RunConfig(), tmp_path, "watched", (X, 3 * X), lambda step: torch.rand(3))
     assert torch.equal(plain.w, watched.w)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate(tmp_path):
-    with pytest.raises(UserError, match=r"nan at step 20 of line, learning rate .*lower"):
+    with pytest.raises(UserError, match=r"line: loss is nan by step 20, learning rate .*lower --lr"):
         fit(Regression(explode_at=15), DATA, CONFIG, RunConfig(), tmp_path, "line")
 
 

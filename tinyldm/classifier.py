@@ -119,7 +119,8 @@ def main(config: ClassifierConfig) -> None:
     classifier = Classifier(train.images.shape[1], values)
     data = Columns(train.images, torch.stack(list(train.labels.values()), dim=1))
     fit(ClassifierStage(classifier), data, config.fit, config.run, config.out, f"classifier-{config.dataset}")
-    (config.out / "metrics.jsonl").unlink()
+    for name in ("metrics.jsonl", f"classifier-{config.dataset}.checkpoint"):
+        (config.out / name).unlink()
     path = config.out / f"{config.dataset}.safetensors"
     files.write_tensors(path, classifier.state_dict())
     score = accuracy(Judge(classifier.cpu().requires_grad_(False), tuple(train.labels)), test)

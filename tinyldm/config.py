@@ -48,7 +48,7 @@ class FitConfig:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     preview_every: int = 250
-    """Steps between sample pictures and validation losses."""
+    """Steps between checkpoints, sample pictures and validation losses."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class RunConfig:
     """bf16 computes in bfloat16 by autocast; weights stay fp32."""
     compile: bool = False
     """torch.compile the networks: minutes at the start, faster steps afterwards; needs a C++ compiler."""
+    resume: bool = False
+    """Go on with the interrupted run that the output folder holds, bit for bit."""
     overwrite: bool = False
     """Replace the run that the output folder holds."""
     seed: int = 0

@@ -1,5 +1,6 @@
 """Run folders: opened once, never overwritten by accident; and what every command computes from one."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,30 +18,57 @@ from tinyldm.ldm import NO_BASE, LatentDiffusion
 from tinyldm.training import plot_losses
 from tinyldm.vae import VAE
 
+FREE = ("resume", "overwrite", "device")  # settings that may differ when a run is resumed
+
 
 def open_run(out: Path, config: BaseConfig | ControlConfig) -> None:
-    """Make the run folder and write settings.json into it.
+    """Make the run folder with settings.json in it, or with --resume check that it holds a run of these settings.
 
     Raises UserError if it holds a run (unless --overwrite), is no run folder of ours, or cannot be written.
     """
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    if config.run.resume:
+        return check_resumable(out, settings)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     if out.exists() and any(out.iterdir()):
         if not (out / "settings.json").exists():
             raise UserError(f"--out {out}: a folder with other content; name a new one")
         if not config.run.overwrite:
-            raise UserError(f"--out {out}: holds a run already; give --overwrite or another folder")
+            raise UserError(f"--out {out}: holds a run already; give --resume, --overwrite or another folder")
         shutil.rmtree(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror})") from error
-    files.write_json(out / "settings.json", asdict(config))
+    files.write_json(out / "settings.json", settings)
+
+
+def check_resumable(out: Path, settings: dict) -> None:
+    """Raise UserError, listing the differences, if the folder holds no run of these settings, or a finished one."""
+    before = flat(files.read_json(out / "settings.json", "there is no run to resume; leave out --resume"))
+    after = flat(settings)
+    differences = [f"{k}: {before.get(k)} then, {v} now" for k, v in after.items() if before.get(k) != v]
+    differences = [text for text in differences if text.split(":")[0].split(".")[-1] not in FREE]
+    if differences:
+        raise UserError(f"--resume: {out} holds a run with other settings ({'; '.join(differences)})")
+    if (out / "config.json").exists():
+        raise UserError(f"--resume: {out} is finished; give --overwrite or another folder")
+
+
+def flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    pairs = [
+        flat(v, f"{prefix}{k}.").items() if isinstance(v, dict) else [(prefix + k, v)] for k, v in settings.items()
+    ]
+    return dict(pair for part in pairs for pair in part)
 
 
 def finish_run(out: Path) -> None:
-    """Draw the loss curves and say where everything is."""
+    """Draw the loss curves, drop the checkpoints, and say where everything is."""
     plot_losses(out)
+    for path in out.glob("*.checkpoint"):
+        path.unlink()
     print(f"{out}: done")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tinyldm import checkpoint, files
 from tinyldm.config import FitConfig, RunConfig
 from tinyldm.data import Columns
 from tinyldm.errors import UserError
@@ -84,27 +86,45 @@ class EMA:
 
 @dataclass
 class Log:
-    """Appends lines to metrics.jsonl and keeps the mean loss since the last line, without waiting for the device."""
+    """Appends lines to metrics.jsonl and keeps the losses since the last line, without waiting for the device."""
 
     path: Path
     stage: str
+    losses: Tensor  # (log_every,)
+    pending: int = 0  # losses in use
     start: float = field(default_factory=time.perf_counter)
-    losses: list[Tensor] = field(default_factory=list)
+
+    def rewind(self, step: int) -> None:
+        """Go on after this step of an earlier process: forget its later lines, and count its seconds."""
+        self.pending = step % len(self.losses)
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        entries = [json.loads(line) for line in lines]
+        entries = [e for e in entries if e["stage"] != self.stage or e["step"] <= step]
+        files.write(self.path, "".join(json.dumps(e) + "\n" for e in entries).encode())
+        self.start -= max((e["seconds"] for e in entries if e["stage"] == self.stage), default=0.0)
+
+    def add(self, loss: Tensor) -> None:
+        self.losses[self.pending] = loss.detach()
+        self.pending += 1
 
     def write(self, **values: float) -> None:
         seconds = round(time.perf_counter() - self.start, 2)
         with open(self.path, "a") as file:
             file.write(json.dumps({"stage": self.stage, **values, "seconds": seconds}) + "\n")
 
-    def mean_loss(self, step: int, lr: float) -> float:
-        """The mean of the losses so far. Raises UserError if it is not finite."""
-        loss = torch.stack(self.losses).mean().item()
-        self.losses.clear()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"loss is {loss} at step {step} of {self.stage}, learning rate {lr:.1e}; lower the learning rate"
-            )
-        return loss
+    def check(self, loss: Tensor, step: int, lr: float) -> None:
+        """Raise UserError if a loss is not finite."""
+        if not loss.isfinite():
+            raise UserError(f"{self.stage}: loss is {loss.item()} by step {step}, learning rate {lr:.1e}; lower --lr")
+
+    def report(self, bar: tqdm, step: int, lr: float, norm: Tensor, batch_size: int) -> None:
+        """Write the mean of the losses since the last report, and show it."""
+        loss = self.losses[: self.pending].mean()
+        self.check(loss, step, lr)
+        self.pending = 0
+        speed = batch_size * (bar.format_dict["rate"] or 0)
+        self.write(step=step, loss=loss.item(), lr=lr, grad_norm=norm.item(), images_per_second=round(speed, 1))
+        bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{speed:.0f}", refresh=False)
 
 
 def compile_networks(run: RunConfig, *networks: nn.Module) -> None:
@@ -134,45 +154,60 @@ def fit(
     name: str,
     validation: tuple = (),
     preview: Callable[[int], None] = lambda step: None,
-) -> float:
+) -> None:
     """Minimise `stage(*batch) -> loss ()` over batches of `data`; leaves the averaged weights in the stage.
 
-    Writes metrics.jsonl into `out`; every `preview_every` steps logs the loss of the batch `validation` and calls
-    `preview(step)`, both with the averaged weights. Returns the seconds taken. Raises UserError if the loss is not
-    finite. Steps are functions of (run.seed, step) alone.
+    Writes metrics.jsonl into `out`; every `preview_every` steps saves a checkpoint, logs the loss of the batch
+    `validation` and calls `preview(step)`, both with the averaged weights. A checkpoint that `out` holds is gone on
+    from, and since steps are functions of (run.seed, step) alone, bit for bit. On SIGTERM or SIGINT the step is
+    finished, saved, and the process exits. Raises UserError if the loss is not finite.
     """
     device = pick_device(run.device)
     stage.to(device, memory_format=torch.channels_last)
     ema = EMA(stage, config.ema)
     optimizer = torch.optim.AdamW(ema.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    log = Log(out / "metrics.jsonl", name)
-    bar = tqdm(range(config.steps), desc=name, unit="step", mininterval=1)
-    for step in bar:
-        seed_step(run.seed, step)
-        lr = config.lr * lr_factor(step, config.steps, config.warmup)
-        optimizer.param_groups[0]["lr"] = lr
-        batch = to_device(data[batch_indices(len(data), config.batch_size, run.seed, step)], device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            loss = stage(*batch)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(ema.parameters, config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(step)
-        log.losses.append(loss.detach())
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            mean = log.mean_loss(done, lr)
-            speed = config.batch_size * (bar.format_dict["rate"] or 0)
-            log.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), images_per_second=round(speed, 1))
-            bar.set_postfix(loss=f"{mean:.4f}", images_per_s=f"{speed:.0f}", refresh=False)
-        if done % config.preview_every == 0 or done == config.steps:
-            with ema.applied(), torch.compiler.set_stance("force_eager"):
-                if validation:
-                    log.write(step=done, validation_loss=validation_loss(stage, to_device(validation, device)))
-                preview(done)
+    log = Log(out / "metrics.jsonl", name, torch.zeros(config.log_every, device=device))
+    path, columns = out / f"{name}.checkpoint", {"weights": ema.parameters, "ema": ema.shadow, "losses": [log.losses]}
+    start = checkpoint.load(path, columns, optimizer)
+    log.rewind(start)
+
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=name, unit="step", mininterval=1)
+    with checkpoint.stop_signal() as stop:
+        for step in bar:
+            seed_step(run.seed, step)
+            batch = to_device(data[batch_indices(len(data), config.batch_size, run.seed, step)], device)
+            lr = config.lr * lr_factor(step, config.steps, config.warmup)
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+                loss = stage(*batch)
+            norm = update(loss, optimizer, lr, config.clip)
+            ema.update(step)
+            log.add(loss)
+            done, last = step + 1, step + 1 == config.steps
+            if done % config.log_every == 0 or last:
+                log.report(bar, done, lr, norm, config.batch_size)
+            if done % config.preview_every == 0 or last or stop:
+                log.check(loss, done, lr)
+                checkpoint.save(path, done, columns, optimizer)
+            if stop:
+                print(f"\nstopped after step {done} of {name}; --resume goes on", file=sys.stderr)
+                sys.exit(128 + stop[0])
+            if done % config.preview_every == 0 or last:
+                with ema.applied(), torch.compiler.set_stance("force_eager"):
+                    if validation:
+                        log.write(step=done, validation_loss=validation_loss(stage, to_device(validation, device)))
+                    preview(done)
     ema.copy_to_module()
-    return time.perf_counter() - log.start
+
+
+def update(loss: Tensor, optimizer: torch.optim.Optimizer, lr: float, clip: float) -> Tensor:
+    """One optimizer step on the gradient of `loss`, clipped to norm `clip`; returns its norm before clipping, ()."""
+    group = optimizer.param_groups[0]
+    group["lr"] = lr
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(group["params"], clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def plot_losses(out: Path) -> None:
