@@ -7,7 +7,8 @@ import torch
 
 from tinyldm.cli import parse_with_preset, run_command
 from tinyldm.config import BASE_PRESETS, BaseConfig, check
-from tinyldm.data import Columns, Dataset, load, to_float
+from tinyldm.data import load
+from tinyldm.dataset import Columns, Dataset, to_float
 from tinyldm.diffusion import Schedule
 from tinyldm.ldm import LatentDiffusion, generate, last
 from tinyldm.pictures import save_grid

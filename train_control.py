@@ -10,7 +10,7 @@ from tinyldm.cli import parse_with_preset, run_command
 from tinyldm.conditions import CONDITIONS
 from tinyldm.config import CONTROL_PRESETS, ControlConfig, check
 from tinyldm.controlnet import ControlNet
-from tinyldm.data import Columns, Dataset, to_float
+from tinyldm.dataset import Columns, Dataset, to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, save_control
 from tinyldm.pictures import hint_image, save_grid, save_image

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from tinyldm import data
+from tinyldm import fashion_mnist as fashion
 from tinyldm.conditions import canny
-from tinyldm.data import Captions, Columns, load, read_idx, shapes, to_float, to_uint8
+from tinyldm.data import load
+from tinyldm.dataset import SPLITS, Captions, Columns, to_float, to_uint8
 from tinyldm.errors import UserError
+from tinyldm.fashion_mnist import read_idx
+from tinyldm.shapes import BACKGROUNDS, COLOURS, HELD_OUT, shapes
 
 PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8)
 IDX = b"\0\0\x08\x03" + struct.pack(">3i", 2, 3, 4) + PIXELS.tobytes()
@@ -66,21 +69,21 @@ def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, mon
 
     monkeypatch.delenv("TINYLDM_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "CACHE", tmp_path / "cache" / "fashion-mnist")
-    monkeypatch.setattr(data, "holds_fashion_mnist", lambda folder: False)
-    monkeypatch.setattr(data, "fetch_from_mirror", fail)
-    monkeypatch.setattr(data, "fetch_from_debian", fail)
+    monkeypatch.setattr(fashion, "CACHE", tmp_path / "cache" / "fashion-mnist")
+    monkeypatch.setattr(fashion, "holds_fashion_mnist", lambda folder: False)
+    monkeypatch.setattr(fashion, "fetch_from_mirror", fail)
+    monkeypatch.setattr(fashion, "fetch_from_debian", fail)
     with pytest.raises(UserError) as error:
-        data.find_fashion_mnist()
+        fashion.find_fashion_mnist()
     for place in ("data", "/usr/share/datasets/fashion-mnist", "cache", "amazonaws", "apt-get", "--data-dir"):
         assert place in str(error.value)
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half-fetched is left
 
 
 def test_a_named_data_dir_without_the_files_is_an_error_without_looking_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "fetch", lambda folder: pytest.fail("went to the network"))
+    monkeypatch.setattr(fashion, "fetch", lambda folder: pytest.fail("went to the network"))
     with pytest.raises(UserError, match=str(tmp_path)):
-        data.find_fashion_mnist(tmp_path)
+        fashion.find_fashion_mnist(tmp_path)
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -99,16 +102,16 @@ def little_fashion(tmp_path, monkeypatch):
         files[f"{prefix}-labels-idx1-ubyte"] = idx(rng.integers(0, 10, n).astype(np.uint8))
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(data, "FILES", {name: sha256(files[name]) for name in data.FILES})
-    monkeypatch.setattr(data, "VALIDATION", 100)
-    data.fashion_mnist.cache_clear()
+    monkeypatch.setattr(fashion, "FILES", {name: sha256(files[name]) for name in fashion.FILES})
+    monkeypatch.setattr(fashion, "VALIDATION", 100)
+    fashion.fashion_mnist.cache_clear()
     yield tmp_path
-    data.fashion_mnist.cache_clear()
+    fashion.fashion_mnist.cache_clear()
 
 
 def test_fashion_mnist_splits_labels_and_padding(little_fashion):
-    parts = {split: load("fashion-mnist", split, data_dir=little_fashion, held_out=True) for split in data.SPLITS}
-    assert [len(parts[split]) for split in data.SPLITS] == [500, 100, 90]
+    parts = {split: load("fashion-mnist", split, data_dir=little_fashion, held_out=True) for split in SPLITS}
+    assert [len(parts[split]) for split in SPLITS] == [500, 100, 90]
     train = parts["train"]
     assert train.images.shape == (500, 1, 32, 32) and train.images.dtype == torch.uint8
     assert train.images[:, :, :2].max() == 0
@@ -119,8 +122,8 @@ def test_fashion_mnist_splits_labels_and_padding(little_fashion):
 
 
 def test_held_out_pairs_are_in_no_split_unless_asked_for(little_fashion):
-    pairs = {(data.CLASSES.index(c), data.TONES.index(t)) for c, t in data.HELD_OUT}
-    for split in data.SPLITS:
+    pairs = {(fashion.CLASSES.index(c), fashion.TONES.index(t)) for c, t in fashion.HELD_OUT}
+    for split in SPLITS:
         whole = load("fashion-mnist", split, data_dir=little_fashion, held_out=True)
         part = load("fashion-mnist", split, data_dir=little_fashion)
         seen = [set(zip(d.labels["class"].tolist(), d.labels["tone"].tolist(), strict=True)) for d in (whole, part)]
@@ -130,8 +133,8 @@ def test_held_out_pairs_are_in_no_split_unless_asked_for(little_fashion):
 
 def test_fashion_captions_name_class_and_tone_with_the_complete_one_first():
     for c, t in itertools.product(range(10), range(3)):
-        captions = data.fashion_captions(c, t)
-        assert captions[0] == f"a photo of a {data.TONES[t]} {data.NOUNS[c][0]}"
+        captions = fashion.fashion_captions(c, t)
+        assert captions[0] == f"a photo of a {fashion.TONES[t]} {fashion.NOUNS[c][0]}"
         assert len(set(captions)) == len(captions) >= 16
         assert not any(" a a" in caption or " a e" in caption for caption in captions)
 
@@ -168,8 +171,8 @@ def test_shapes_are_reproducible_and_their_splits_differ():
 
 def test_shapes_pictures_have_the_colours_of_their_captions():
     dataset = shapes("validation", resolution=64)
-    colours = torch.tensor(list(data.COLOURS.values()))
-    backgrounds = torch.tensor(list(data.BACKGROUNDS.values()))
+    colours = torch.tensor(list(COLOURS.values()))
+    backgrounds = torch.tensor(list(BACKGROUNDS.values()))
     for i in range(200):
         pixels = dataset.images[i].long().permute(1, 2, 0)
         assert torch.equal(pixels[0, 0], backgrounds[dataset.labels["background"][i]])
@@ -182,7 +185,7 @@ def test_shapes_pictures_have_the_colours_of_their_captions():
 
 def test_shapes_held_out_figures_are_never_in_training():
     dataset = load("shapes", "train", limit=3000)
-    pairs = [f"{colour} {shape}" for shape, colour in data.SHAPES_HELD_OUT]
+    pairs = [f"{colour} {shape}" for shape, colour in HELD_OUT]
     assert not any(pair in caption for caption in dataset.captions.full() for pair in pairs)
     assert load("shapes", "validation", held_out=True).held_out.any()
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tinyldm.classifier import FOLDER, load_judge
-from tinyldm.data import load, to_float
+from tinyldm.data import load
+from tinyldm.dataset import to_float
 from tinyldm.evaluate import different, prompt_settings
 from tinyldm.metrics import edge_f1, frechet_distance, gain, interval, partners, psnr
 

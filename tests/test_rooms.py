@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 
 ROOMS = [
-    *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet", "data", "conditions", "pictures"],
+    *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
+    *["dataset", "fashion_mnist", "shapes", "data", "conditions", "pictures"],
     *[
         "ldm",
         "config",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tinyldm.config import FitConfig, RunConfig
-from tinyldm.data import Columns
+from tinyldm.dataset import Columns
 from tinyldm.errors import UserError
 from tinyldm.stages import drop_captions
 from tinyldm.training import EMA, batch_indices, fit, lr_factor, pick_device

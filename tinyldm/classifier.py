@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tinyldm import files
 from tinyldm.cli import parse, run_command
 from tinyldm.config import FitConfig, Flat, RunConfig
-from tinyldm.data import Columns, Dataset, load, to_float
+from tinyldm.data import load
+from tinyldm.dataset import Columns, Dataset, to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import load_weights
 from tinyldm.training import fit

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyldm.data import to_uint8
+from tinyldm.dataset import to_uint8
 
 
 def canny(x: Tensor, low: float = 100, high: float = 200) -> Tensor:

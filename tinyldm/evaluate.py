@@ -15,9 +15,9 @@ from tinyldm.classifier import Judge, accuracy, load_judge
 from tinyldm.cli import parse, run_command
 from tinyldm.conditions import CONDITIONS, canny
 from tinyldm.controlnet import ControlNet
-from tinyldm.data import Dataset, to_float
+from tinyldm.dataset import Dataset, to_float
 from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.ldm import NO_BASE, LatentDiffusion, bind_hint, generate, last, load_control
 from tinyldm.metrics import edge_f1, frechet_distance, gain, interval, partners, psnr
 from tinyldm.runs import load_run
 from tinyldm.training import pick_device
@@ -146,24 +146,35 @@ def measure_control(e: Evaluation, controlnet: ControlNet, condition: str, ce: T
     return rows
 
 
-def training_seconds(run: Path, seconds: dict[str, float]) -> None:
-    """Add each stage's training time, from a run folder's metrics.jsonl."""
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        seconds[entry["stage"]] = entry["seconds"]
+def training_seconds(run: Path) -> dict[str, float]:
+    """stage -> seconds of training, from a run folder's metrics.jsonl."""
+    lines = [json.loads(line) for line in files.read_text(run / "metrics.jsonl", NO_BASE).splitlines()]
+    return {line["stage"]: line["seconds"] for line in lines}
+
+
+def cell(row: dict, key: str) -> str:
+    """A number of a table's row, with its interval if it has one."""
+    if row[key] is None:
+        return "-"
+    low_high = row.get(f"{key}_interval")
+    return f"{row[key]:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else "")
 
 
 def print_table(results: dict) -> None:
-    """The numbers as Markdown tables: one for the parts, one row per prompt setting for the control."""
+    """The numbers as Markdown: a line for each part, one row per prompt setting for the control."""
     for part in ("classifier", "vae", "base"):
-        print(f"\n{part}: " + ", ".join(f"{k} {v:.3f}" for k, v in results[part].items() if isinstance(v, float)))
+        keys = [key for key in results[part] if not key.endswith("_interval")]
+        print(f"\n{part}: " + ", ".join(f"{key} {cell(results[part], key)}" for key in keys))
     rows = results.get("control", {})
+    keys = [key for key in rows.get("perfect", {}) if not key.endswith("_interval")]
     if rows:
-        keys = [k for k, v in rows["perfect"].items() if isinstance(v, float)]
         print("\n| prompts | " + " | ".join(keys) + " |\n|" + " --- |" * (len(keys) + 1))
     for name, row in rows.items():
-        print(f"| {name} | " + " | ".join("-" if row[k] is None else f"{row[k]:.3f}" for k in keys) + " |")
-    print(f"\nn = {results['n']}, seed {results['seed']}, test split, without the held-out pairs")
+        print(f"| {name} | " + " | ".join(cell(row, key) for key in keys) + " |")
+    chances = {key: value for key, value in rows.get("changed", {}).items() if key.startswith("chance_")}
+    for key, value in chances.items():
+        print(f"\n{key}, changed: {value:.3f}, what the same hints score without a prompt")
+    print(f"\nn = {results['n']} of the test split without the held-out pairs, seed {results['seed']}")
 
 
 def main(config: EvaluateConfig) -> None:
@@ -181,12 +192,11 @@ def main(config: EvaluateConfig) -> None:
     results |= {"classifier": {f"acc_{label}": value for label, value in scores.items()}}
     results["vae"], ce = measure_vae(e)
     results["base"] = measure_base(e, train)
-    results["seconds"] = {}
-    training_seconds(config.base, results["seconds"])
+    results["seconds"] = training_seconds(config.base)
     if config.control:
         controlnet, condition = load_control(config.control, config.base, ldm)
         results["control"] = measure_control(e, controlnet.to(ldm.device), condition, ce)
-        training_seconds(config.control, results["seconds"])
+        results["seconds"] |= training_seconds(config.control)
     results["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
     print_table(results)
     if config.json:

@@ -31,13 +31,20 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=1, default=str) + "\n").encode())
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """The content of a text file. Raises UserError naming it, with the remedy."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', 'not text')}); {remedy}") from error
+
+
 def read_json(path: Path, remedy: str) -> Any:
     """The content of a JSON file. Raises UserError naming it, with the remedy."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from error
+        return json.loads(read_text(path, remedy))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON; {remedy}") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyldm import files
-from tinyldm.data import to_float, to_uint8
+from tinyldm.dataset import to_float, to_uint8
 from tinyldm.errors import UserError
 
 GAP, LINE = 4, 18  # pixels between tiles, height of a label

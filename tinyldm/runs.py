@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from tinyldm import files
 from tinyldm.config import BaseConfig, ControlConfig
-from tinyldm.data import load, to_float
+from tinyldm.data import load
+from tinyldm.dataset import to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import NO_BASE, LatentDiffusion
 from tinyldm.training import plot_losses

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyldm.controlnet import ControlNet
-from tinyldm.data import to_float
+from tinyldm.dataset import to_float
 from tinyldm.diffusion import diffusion_loss
 from tinyldm.ldm import LatentDiffusion, bind_context, bind_hint
 from tinyldm.vae import VAE, vae_loss

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tinyldm import checkpoint, files
 from tinyldm.config import FitConfig, RunConfig
-from tinyldm.data import Columns
+from tinyldm.dataset import Columns
 from tinyldm.errors import UserError
 
 
