@@ -18,11 +18,6 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, as in Stable Diffusion, or the largest power of two that divides narrower channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
-
-
 class TimeEmbedding(nn.Module):
     """Timesteps t (b,) in 1..T -> t_emb (b, 4 c): sinusoids, then a two-layer MLP [DDPM, appendix B].
 
@@ -46,12 +41,12 @@ class TimeEmbedding(nn.Module):
 class ResBlock(nn.Module):
     """h (b, c_in, h, w), t_emb (b, t_width) -> (b, c_out, h, w). Without t_width it is the VAE's block, and ignores t_emb."""
 
-    def __init__(self, c_in: int, c_out: int, t_width: int = 0, eps: float = 1e-5):
+    def __init__(self, c_in: int, c_out: int, groups: int, t_width: int = 0, eps: float = 1e-5):
         super().__init__()
-        self.norm1 = group_norm(c_in, eps)
+        self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time = nn.Linear(t_width, c_out) if t_width else None
-        self.norm2 = group_norm(c_out, eps)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -113,9 +108,9 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """h (b, c, h, w), context (b, l, d) -> h: the positions of a feature map as tokens [LDM, appendix E.2.1]."""
 
-    def __init__(self, channels: int, heads: int, context_width: int):
+    def __init__(self, channels: int, groups: int, heads: int, context_width: int):
         super().__init__()
-        self.norm = group_norm(channels, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.into = nn.Conv2d(channels, channels, 1)
         self.block = TransformerBlock(channels, heads, context_width)
         self.out = zero(nn.Conv2d(channels, channels, 1))

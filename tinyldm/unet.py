@@ -3,13 +3,14 @@
 Letters: b batch, c latent channels, h w latent size, l d context tokens and their width, e width of t_emb.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tinyldm.blocks import Down, ResBlock, SpatialTransformer, TimeEmbedding, Up, group_norm, zero
+from tinyldm.blocks import Down, ResBlock, SpatialTransformer, TimeEmbedding, Up, zero
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,21 @@ class UNetConfig:
     attention: tuple[bool, ...] = (False, True, True)  # transformers at this level?
     heads: int = 4
     context_width: int = 128  # d
+
+    @property
+    def groups(self) -> int:
+        """Of every GroupNorm: 32, as in Stable Diffusion, or what divides narrower widths."""
+        return math.gcd(32, *self.widths)
+
+    def transformers(self, level: int) -> list[nn.Module]:
+        """What follows a ResBlock of this level: one transformer or none."""
+        return [self.transformer(self.widths[level])] if self.attention[level] else []
+
+    def transformer(self, width: int) -> nn.Module:
+        return SpatialTransformer(width, self.groups, self.heads, self.context_width)
+
+    def res_block(self, c_in: int, c_out: int) -> nn.Module:
+        return ResBlock(c_in, c_out, self.groups, t_width=4 * self.widths[0])
 
 
 class Block(nn.Module):
@@ -42,16 +58,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: UNetConfig):
         super().__init__()
-        widths, e, depth = config.widths, 4 * config.widths[0], len(config.widths)
+        widths = config.widths
         self.blocks = nn.ModuleList()
         self.channels = [widths[0]]  # of each feature map
         for i, width in enumerate(widths):
             for _ in range(config.res_blocks):
-                self.append(width, ResBlock(self.channels[-1], width, e), *transformers(config, i))
-            if i < depth - 1:
+                self.append(width, config.res_block(self.channels[-1], width), *config.transformers(i))
+            if i < len(widths) - 1:
                 self.append(width, Down(width))
-        middle = SpatialTransformer(widths[-1], config.heads, config.context_width)
-        self.append(widths[-1], ResBlock(widths[-1], widths[-1], e), middle, ResBlock(widths[-1], widths[-1], e))
+        res1, res2 = (config.res_block(widths[-1], widths[-1]) for _ in range(2))
+        self.append(widths[-1], res1, config.transformer(widths[-1]), res2)
 
     def append(self, channels: int, *parts: nn.Module) -> None:
         self.blocks.append(Block(*parts))
@@ -69,13 +85,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: UNetConfig, skip_channels: Sequence[int]):
         super().__init__()
-        widths, e, skips = config.widths, 4 * config.widths[0], list(skip_channels)
+        widths, skips = config.widths, list(skip_channels)
         self.blocks = nn.ModuleList()
         c_in = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             for j in range(config.res_blocks + 1):
                 up = [Up(width)] if i and j == config.res_blocks else []
-                self.blocks.append(Block(ResBlock(c_in + skips.pop(), width, e), *transformers(config, i), *up))
+                res = config.res_block(c_in + skips.pop(), width)
+                self.blocks.append(Block(res, *config.transformers(i), *up))
                 c_in = width
 
     def forward(self, features: Sequence[Tensor], t_emb: Tensor, context: Tensor) -> Tensor:
@@ -83,12 +100,6 @@ class Decoder(nn.Module):
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             h = block(torch.cat([h, skip], dim=1), t_emb, context)
         return h
-
-
-def transformers(config: UNetConfig, level: int) -> list[nn.Module]:
-    if not config.attention[level]:
-        return []
-    return [SpatialTransformer(config.widths[level], config.heads, config.context_width)]
 
 
 def add_controls(features: Sequence[Tensor], controls: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -107,7 +118,9 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(config.channels, width, 3, padding=1)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.encoder.channels[:-1])
-        self.head = nn.Sequential(group_norm(width), nn.SiLU(), zero(nn.Conv2d(width, config.channels, 3, padding=1)))
+        self.head = nn.Sequential(
+            nn.GroupNorm(config.groups, width), nn.SiLU(), zero(nn.Conv2d(width, config.channels, 3, padding=1))
+        )
 
     def forward(self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]) -> Tensor:
         """z_t (b, c, h, w), t (b,) in 1..T, context (b, l, d), each control a list of residuals -> eps (b, c, h, w)."""
