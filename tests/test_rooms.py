@@ -6,19 +6,8 @@ from pathlib import Path
 ROOMS = [
     *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
     *["dataset", "fashion_mnist", "shapes", "data", "conditions", "pictures"],
-    *[
-        "ldm",
-        "config",
-        "cli",
-        "checkpoint",
-        "training",
-        "runs",
-        "stages",
-        "classifier",
-        "metrics",
-        "sample",
-        "evaluate",
-    ],
+    *["ldm", "config", "cli", "checkpoint", "training", "runs", "stages", "classifier", "metrics"],
+    *["sample", "evaluate", "diffusers_io"],
 ]
 PACKAGE = Path(__file__).parents[1] / "tinyldm"
 

@@ -107,7 +107,9 @@ class ClassifierConfig:
     """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
     out: Path = FOLDER
     run: Annotated[RunConfig, Flat] = RunConfig()
-    fit: Annotated[FitConfig, Flat] = FitConfig(steps=6000, lr=2e-3, warmup=200, weight_decay=0.05, ema=0.999)
+    fit: Annotated[FitConfig, Flat] = FitConfig(
+        steps=4000, batch_size=64, lr=2e-3, warmup=100, weight_decay=0.05, ema=0.998, preview_every=1000
+    )
 
 
 def main(config: ClassifierConfig) -> None:

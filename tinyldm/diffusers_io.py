@@ -1,0 +1,384 @@
+"""Weights to and from diffusers' UNet2DConditionModel, ControlNetModel and AutoencoderKL: one table, both directions.
+
+`python -m tinyldm.diffusers_io export --base RUN [--control RUN] --out FOLDER` writes the folders that `from_pretrained`
+loads; `import_unet`, `import_controlnet` and `import_vae` read such folders into our classes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from tyro.conf import Positional
+
+from tinyldm import files
+from tinyldm.cli import parse, run_command
+from tinyldm.controlnet import ControlNet
+from tinyldm.diffusion import Schedule
+from tinyldm.errors import UserError
+from tinyldm.ldm import NO_BASE, LatentDiffusion, load_control
+from tinyldm.unet import UNet, UNetConfig
+from tinyldm.vae import VAE, VAEConfig
+
+Pairs = Iterator[tuple[str, str]]  # our module, theirs
+
+RES_BLOCK = [
+    *((n, n) for n in ("norm1", "conv1", "norm2", "conv2")),
+    ("time", "time_emb_proj"),
+    ("skip", "conv_shortcut"),
+]
+ATTENTION = [("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("out", "to_out.0")]
+TRANSFORMER = [
+    *[("norm", "norm"), ("into", "proj_in"), ("out", "proj_out")],
+    *[(f"block.{n}", f"transformer_blocks.0.{n}") for n in ("norm1", "norm2", "norm3")],
+    *[(f"block.self_attention.{a}", f"transformer_blocks.0.attn1.{b}") for a, b in ATTENTION],
+    *[(f"block.cross_attention.{a}", f"transformer_blocks.0.attn2.{b}") for a, b in ATTENTION],
+    ("block.feed_forward.into", "transformer_blocks.0.ff.net.0.proj"),
+    ("block.feed_forward.out", "transformer_blocks.0.ff.net.2"),
+]
+SELF_ATTENTION = [("norm", "group_norm"), *((f"attention.{a}", b) for a, b in ATTENTION)]
+
+
+def under(ours: str, theirs: str, table: list[tuple[str, str]]) -> Pairs:
+    yield from ((f"{ours}.{a}", f"{theirs}.{b}") for a, b in table)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def encoder_pairs(config: UNetConfig) -> Pairs:
+    """What a U-Net and its ControlNet share: time embedding, stem, encoder with the middle."""
+    yield from [("time_embed.mlp.0", "time_embedding.linear_1"), ("time_embed.mlp.2", "time_embedding.linear_2")]
+    yield "stem", "conv_in"
+    n = 0
+    for i in range(len(config.widths)):
+        for j in range(config.res_blocks):
+            yield from under(f"encoder.blocks.{n}.parts.0", f"down_blocks.{i}.resnets.{j}", RES_BLOCK)
+            if config.attention[i]:
+                yield from under(f"encoder.blocks.{n}.parts.1", f"down_blocks.{i}.attentions.{j}", TRANSFORMER)
+            n += 1
+        if i < len(config.widths) - 1:
+            yield f"encoder.blocks.{n}.parts.0.conv", f"down_blocks.{i}.downsamplers.0.conv"
+            n += 1
+    yield from under(f"encoder.blocks.{n}.parts.0", "mid_block.resnets.0", RES_BLOCK)
+    yield from under(f"encoder.blocks.{n}.parts.1", "mid_block.attentions.0", TRANSFORMER)
+    yield from under(f"encoder.blocks.{n}.parts.2", "mid_block.resnets.1", RES_BLOCK)
+
+
+def unet_pairs(config: UNetConfig) -> Pairs:
+    yield from encoder_pairs(config)
+    n = 0
+    for k, i in enumerate(reversed(range(len(config.widths)))):
+        for j in range(config.res_blocks + 1):
+            yield from under(f"decoder.blocks.{n}.parts.0", f"up_blocks.{k}.resnets.{j}", RES_BLOCK)
+            if config.attention[i]:
+                yield from under(f"decoder.blocks.{n}.parts.1", f"up_blocks.{k}.attentions.{j}", TRANSFORMER)
+            if i and j == config.res_blocks:
+                yield f"decoder.blocks.{n}.parts.{1 + config.attention[i]}.conv", f"up_blocks.{k}.upsamplers.0.conv"
+            n += 1
+    yield from [("head.0", "conv_norm_out"), ("head.2", "conv_out")]
+
+
+def controlnet_pairs(config: UNetConfig, hint_convs: int, zero_convs: int) -> Pairs:
+    yield from encoder_pairs(config)
+    hint = "controlnet_cond_embedding"
+    theirs = ["conv_in", *(f"blocks.{i}" for i in range(hint_convs - 2)), "conv_out"]
+    yield from ((f"hint_encoder.{2 * i}", f"{hint}.{name}") for i, name in enumerate(theirs))
+    yield from ((f"zero_convs.{i}", f"controlnet_down_blocks.{i}") for i in range(zero_convs - 1))
+    yield f"zero_convs.{zero_convs - 1}", "controlnet_mid_block"
+
+
+def vae_middle_pairs(ours: str, theirs: str) -> Pairs:
+    yield from under(f"{ours}.0", f"{theirs}.mid_block.resnets.0", RES_BLOCK)
+    yield from under(f"{ours}.1", f"{theirs}.mid_block.attentions.0", SELF_ATTENTION)
+    yield from under(f"{ours}.2", f"{theirs}.mid_block.resnets.1", RES_BLOCK)
+
+
+def vae_pairs(config: VAEConfig) -> Pairs:
+    levels, n = len(config.widths), 1
+    yield from [("encoder.0", "encoder.conv_in"), ("quant", "quant_conv"), ("post_quant", "post_quant_conv")]
+    for i in range(levels):
+        for j in range(config.res_blocks):
+            yield from under(f"encoder.{n}", f"encoder.down_blocks.{i}.resnets.{j}", RES_BLOCK)
+            n += 1
+        if i < levels - 1:
+            yield f"encoder.{n}.conv", f"encoder.down_blocks.{i}.downsamplers.0.conv"
+            n += 1
+    yield from vae_middle_pairs(f"encoder.{n}", "encoder")
+    yield from [(f"encoder.{n + 1}.0", "encoder.conv_norm_out"), (f"encoder.{n + 1}.2", "encoder.conv_out")]
+    yield "decoder.0", "decoder.conv_in"
+    yield from vae_middle_pairs("decoder.1", "decoder")
+    n = 2
+    for k, i in enumerate(reversed(range(levels))):
+        for j in range(config.res_blocks + 1):
+            yield from under(f"decoder.{n}", f"decoder.up_blocks.{k}.resnets.{j}", RES_BLOCK)
+            n += 1
+        if i:
+            yield f"decoder.{n}.conv", f"decoder.up_blocks.{k}.upsamplers.0.conv"
+            n += 1
+    yield from [(f"decoder.{n}.0", "decoder.conv_norm_out"), (f"decoder.{n}.2", "decoder.conv_out")]
+
+
+def table_of(network: nn.Module, config: UNetConfig | VAEConfig) -> dict[str, str]:
+    """Our key -> diffusers' key, for every weight of a UNet, ControlNet (with its U-Net's config) or VAE."""
+    if isinstance(network, UNet):
+        pairs = dict(unet_pairs(config))
+    elif isinstance(network, ControlNet):
+        convs = sum(isinstance(layer, nn.Conv2d) for layer in network.hint_encoder)
+        pairs = dict(controlnet_pairs(config, convs, len(network.zero_convs)))
+    else:
+        pairs = dict(vae_pairs(config))
+    keys = [key for key in network.state_dict() if key != "scale"]
+    return {key: f"{pairs[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}" for key in keys}
+
+
+def to_diffusers(network: nn.Module, config: UNetConfig | VAEConfig) -> dict[str, Tensor]:
+    """A network's weights under diffusers' names."""
+    state = network.state_dict()
+    return {theirs: state[ours] for ours, theirs in table_of(network, config).items()}
+
+
+def from_diffusers(network: nn.Module, config: UNetConfig | VAEConfig, state: dict[str, Tensor], source: Path) -> None:
+    """Load weights under diffusers' names in place. Raises UserError naming the first key that does not fit."""
+    table, weights = table_of(network, config), network.state_dict()
+    state = {modern(key): tensor for key, tensor in state.items()}
+    wrong = sorted(set(table.values()) ^ set(state))
+    wrong += [theirs for ours, theirs in table.items() if not wrong and state[theirs].numel() != weights[ours].numel()]
+    if wrong:
+        raise UserError(f"{source}: {len(wrong)} weights do not fit the layout of SD-1.5, the first is {wrong[0]}")
+    weights |= {ours: state[theirs].reshape(weights[ours].shape) for ours, theirs in table.items()}
+    network.load_state_dict(weights)
+
+
+def modern(key: str) -> str:
+    """Older VAE files, SD-1.5's own among them, name the projections of the attention otherwise."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    *path, projection, leaf = key.split(".") if key.count(".") else ("", key)
+    return ".".join([*path, old.get(projection, projection), leaf]) if path else key
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def block_types(attention: tuple[bool, ...], direction: str) -> list[str]:
+    kinds = [f"{'CrossAttn' if a else ''}{direction}Block2D" for a in attention]
+    return kinds if direction == "Down" else kinds[::-1]
+
+
+def encoder_settings(config: UNetConfig) -> dict[str, Any]:
+    return {
+        "down_block_types": block_types(config.attention, "Down"),
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.res_blocks,
+        "cross_attention_dim": config.context_width,
+        "attention_head_dim": config.heads,  # so named in diffusers, but the number of heads
+        "norm_num_groups": config.groups,
+        "in_channels": config.channels,
+    }
+
+
+def unet_settings(config: UNetConfig, size: int) -> dict[str, Any]:
+    more = {"up_block_types": block_types(config.attention, "Up"), "out_channels": config.channels, "sample_size": size}
+    return {"_class_name": "UNet2DConditionModel", **encoder_settings(config), **more}
+
+
+def controlnet_settings(config: UNetConfig, hint_channels: int, hint_widths: list[int]) -> dict[str, Any]:
+    more = {"conditioning_channels": hint_channels, "conditioning_embedding_out_channels": list(hint_widths)}
+    return {"_class_name": "ControlNetModel", **encoder_settings(config), **more}
+
+
+def vae_settings(config: VAEConfig, scale: float, size: int) -> dict[str, Any]:
+    levels = len(config.widths)
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": config.image_channels,
+        "out_channels": config.image_channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.res_blocks,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "norm_num_groups": config.groups,
+        "scaling_factor": scale,
+        "sample_size": size,
+    }
+
+
+def scheduler_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Our timesteps and the clean image at its end: "trailing" spacing, alphas_cumprod[0] = 1."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": settings["T"],
+        "beta_start": settings["beta_1"],
+        "beta_end": settings["beta_T"],
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
+
+
+def unet_config(settings: dict[str, Any], source: Path) -> UNetConfig:
+    """The sizes in diffusers' config.json of a U-Net or ControlNet. Raises UserError for another layout than SD-1.5's."""
+    heads = settings.get("num_attention_heads") or settings.get("attention_head_dim")
+    kinds = set(settings["down_block_types"]) - {"DownBlock2D", "CrossAttnDownBlock2D"}
+    if kinds or settings.get("use_linear_projection") or not isinstance(heads, int):
+        raise UserError(
+            f"{source}: not the layout of SD-1.5 (block types, linear projections or heads per level differ)"
+        )
+    return UNetConfig(
+        channels=settings["in_channels"],
+        widths=tuple(settings["block_out_channels"]),
+        res_blocks=settings["layers_per_block"],
+        attention=tuple(kind.startswith("CrossAttn") for kind in settings["down_block_types"]),
+        heads=heads,
+        context_width=settings["cross_attention_dim"],
+    )
+
+
+# ---------------------------------------------------------------- folders
+
+
+def write_folder(folder: Path, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_tensors(folder / "diffusion_pytorch_model.safetensors", weights)
+    files.write_json(folder / "config.json", settings)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and weights of a diffusers folder. Raises UserError."""
+    remedy = "give a folder in diffusers' layout, with config.json and diffusion_pytorch_model.safetensors"
+    settings = files.read_json(folder / "config.json", remedy)
+    return settings, files.read_tensors(folder / "diffusion_pytorch_model.safetensors", remedy)
+
+
+def import_unet(folder: Path) -> UNet:
+    """The U-Net in a diffusers folder, like SD-1.5's unet/, frozen. Raises UserError."""
+    settings, state = read_folder(folder)
+    config = unet_config(settings, folder)
+    unet = UNet(config)
+    from_diffusers(unet, config, state, folder)
+    return unet.requires_grad_(False)
+
+
+def import_controlnet(folder: Path, unet: UNet) -> ControlNet:
+    """The ControlNet in a diffusers folder, for this U-Net, frozen. Raises UserError."""
+    settings, state = read_folder(folder)
+    controlnet = ControlNet(
+        unet, settings.get("conditioning_channels", 3), settings["conditioning_embedding_out_channels"]
+    )
+    from_diffusers(controlnet, unet.config, state, folder)
+    return controlnet.requires_grad_(False)
+
+
+def import_vae(folder: Path) -> VAE:
+    """The autoencoder in a diffusers folder, frozen; its scaling factor becomes our scale. Raises UserError."""
+    settings, state = read_folder(folder)
+    config = VAEConfig(
+        image_channels=settings["in_channels"],
+        latent_channels=settings["latent_channels"],
+        widths=tuple(settings["block_out_channels"]),
+        res_blocks=settings["layers_per_block"],
+    )
+    vae = VAE(config)
+    from_diffusers(vae, config, state, folder)
+    vae.scale.fill_(settings.get("scaling_factor", 0.18215))
+    return vae.requires_grad_(False)
+
+
+class ClipTokenizer:
+    """transformers' CLIP tokenizer as a tokenizer of ours."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Captions -> tokens (b, 77)."""
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+
+
+class ClipText(nn.Module):
+    """transformers' CLIP text encoder as a text module of ours: tokens (b, 77) -> context (b, 77, 768)."""
+
+    def __init__(self, clip: nn.Module):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.clip(tokens).last_hidden_state
+
+
+def load_stable_diffusion(folder: Path, resolution: int = 512) -> LatentDiffusion:
+    """SD-1.5, or a fine-tune of it, in diffusers' layout on disk, ready for `generate`; needs transformers."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = ClipTokenizer(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    text = ClipText(CLIPTextModel.from_pretrained(folder / "text_encoder"))
+    vae, unet = import_vae(folder / "vae"), import_unet(folder / "unet")
+    return LatentDiffusion(vae, tokenizer, text, unet, Schedule(), resolution).requires_grad_(False)
+
+
+# ---------------------------------------------------------------- the command
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a base, and a ControlNet, as the folders that diffusers' from_pretrained loads."""
+
+    out: Positional[Path]
+    """Folder to write unet/, vae/, scheduler/ and controlnet/ into."""
+    base: Path = Path("runs/base")
+    """Run folder of train_base.py."""
+    control: Path | None = None
+    """Run folder of train_control.py."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Read unet/ and vae/ in diffusers' layout into a new run folder, which takes its text encoder from a base."""
+
+    folder: Positional[Path]
+    """Folder with unet/ and vae/."""
+    out: Positional[Path]
+    """The run folder to write."""
+    base: Path = Path("runs/base")
+    """Run folder of train_base.py whose tokenizer and text encoder belong to that U-Net."""
+
+
+def export_run(config: Export) -> None:
+    ldm = LatentDiffusion.load(config.base)
+    size = ldm.resolution // ldm.vae.f
+    unet, vae = ldm.unet.config, ldm.vae.config
+    write_folder(config.out / "unet", unet_settings(unet, size), to_diffusers(ldm.unet, unet))
+    scale = ldm.vae.scale.item()
+    write_folder(config.out / "vae", vae_settings(vae, scale, ldm.resolution), to_diffusers(ldm.vae, vae))
+    (config.out / "scheduler").mkdir(exist_ok=True)
+    files.write_json(config.out / "scheduler" / "scheduler_config.json", scheduler_settings(ldm.schedule.settings))
+    if config.control:
+        controlnet, _ = load_control(config.control, config.base, ldm)
+        hint = [layer for layer in controlnet.hint_encoder if isinstance(layer, nn.Conv2d)]
+        widths = [hint[0].out_channels, *(layer.out_channels for layer in hint[2:-1:2])]
+        settings = controlnet_settings(unet, hint[0].in_channels, widths)
+        write_folder(config.out / "controlnet", settings, to_diffusers(controlnet, unet))
+    print(config.out)
+
+
+def import_run(config: Import) -> None:
+    ldm = LatentDiffusion.load(config.base)
+    ldm.unet, ldm.vae = import_unet(config.folder / "unet"), import_vae(config.folder / "vae")
+    ldm.save(config.out)
+    files.write_json(config.out / "settings.json", files.read_json(config.base / "settings.json", NO_BASE))
+    print(config.out)
+
+
+def main(config: Export | Import) -> None:
+    export_run(config) if isinstance(config, Export) else import_run(config)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse(Export | Import)))
