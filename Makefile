@@ -1,18 +1,28 @@
 # Two commands do everything on a fresh machine:   make run   and   make test
+# An interrupted `make run` goes on where it stopped; `make clean-runs run` starts over.
 PYTHON ?= python3
-BIN := .venv/bin
 RUNS ?= runs
+BIN := .venv/bin
+resume = $(if $(wildcard $(RUNS)/$(1)/settings.json),--resume)
 
-.PHONY: run test lint clean
+.PHONY: run test clean-runs clean
 
-run: .venv/ready  ## data, base, ControlNet, evaluation table and pictures, into runs/
-	$(BIN)/python train_base.py --out $(RUNS)/base --overwrite
-	$(BIN)/python train_control.py --base $(RUNS)/base --out $(RUNS)/control --overwrite
-	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $(RUNS)/evaluation.json
-	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $(RUNS)/samples.png \
-		--hint $(foreach name,bag bag coat coat dress ankle-boot,$(RUNS)/control/hints/$(name).png) \
-		--prompt "a photo of a dark bag" "a photo of a grey bag" "a photo of a dark coat" "a photo of a light coat" \
+run: $(RUNS)/samples.png $(RUNS)/evaluation.json  ## data, base, ControlNet, evaluation table and pictures, into runs/
+
+$(RUNS)/base/config.json: | .venv/ready
+	$(BIN)/python train_base.py --out $(RUNS)/base $(call resume,base)
+
+$(RUNS)/control/config.json: $(RUNS)/base/config.json
+	$(BIN)/python train_control.py --base $(RUNS)/base --out $(RUNS)/control $(call resume,control)
+
+$(RUNS)/samples.png: $(RUNS)/control/config.json
+	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $@ \
+		--hint $(foreach name,coat coat bag bag dress ankle-boot,$(RUNS)/control/hints/$(name).png) \
+		--prompt "a photo of a dark coat" "a photo of a light coat" "a photo of a dark bag" "a photo of a grey bag" \
 		"a photo of a light dress" "a photo of a dark ankle boot"
+
+$(RUNS)/evaluation.json: $(RUNS)/control/config.json
+	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $@
 
 test: .venv/ready  ## lint and the default test suite
 	$(BIN)/ruff check .
@@ -21,8 +31,11 @@ test: .venv/ready  ## lint and the default test suite
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,report]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,report]'
 	touch $@
 
-clean:
-	rm -rf .venv $(RUNS)
+clean-runs:
+	rm -rf $(RUNS)
+
+clean: clean-runs
+	rm -rf .venv

@@ -172,6 +172,23 @@ def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path):
     train_control.PANEL = panel
 
 
+@pytest.mark.slow
+def test_compiled_networks_train_to_nearly_the_same_weights(runs, tmp_path):
+    run = RunConfig(compile=True)
+    train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=run))
+    train_control.main(replace(CONTROL_PRESETS["tiny"], base=tmp_path / "base", out=tmp_path / "control", run=run))
+    eager, compiled = (LatentDiffusion.load(folder / "base") for folder in (runs, tmp_path))
+    for a, b in zip(eager.vae.parameters(), compiled.vae.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_bf16_trains_and_saves_fp32_weights(tmp_path):
+    train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=RunConfig(precision="bf16")))
+    ldm = LatentDiffusion.load(tmp_path / "base")
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in ldm.parameters())
+
+
 # ---------------------------------------------------------------- bad input
 
 

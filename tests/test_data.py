@@ -208,3 +208,11 @@ def test_canny_is_white_on_black_on_the_border_of_a_square():
     hint = canny(x)[0, 0]
     assert hint[0, 0] == 0 and hint[16, 16] == 0
     assert hint[16, 7:9].max() == 1 and hint.sum() < 80
+
+
+@pytest.mark.slow
+def test_debians_package_gives_the_four_files(tmp_path):
+    fashion.fetch_from_debian(tmp_path)
+    for name, checksum in fashion.FILES.items():
+        read_idx(tmp_path / name, checksum)
+    assert not list(tmp_path.glob("*.deb"))

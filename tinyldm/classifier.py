@@ -108,7 +108,7 @@ class ClassifierConfig:
     out: Path = FOLDER
     run: Annotated[RunConfig, Flat] = RunConfig()
     fit: Annotated[FitConfig, Flat] = FitConfig(
-        steps=4000, batch_size=64, lr=2e-3, warmup=100, weight_decay=0.05, ema=0.998, preview_every=1000
+        steps=9000, batch_size=64, lr=2e-3, warmup=100, weight_decay=0.05, ema=0.999, preview_every=1000
     )
 
 

@@ -181,6 +181,8 @@ def main(config: EvaluateConfig) -> None:
     start = time.perf_counter()
     if config.n < 2:
         raise UserError(f"--n {config.n}: must be at least 2")
+    if config.json and not config.json.parent.is_dir():
+        raise UserError(f"--json {config.json}: there is no folder {config.json.parent}")
     ldm, train, test = load_run(config.base, "train", "test")
     name = files.read_json(config.base / "settings.json", "")["data"]["dataset"]
     judge = load_judge(name)

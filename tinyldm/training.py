@@ -1,5 +1,6 @@
 """`fit`: the one training loop, for the autoencoder, the base, the ControlNet and the evaluation classifier."""
 
+import ctypes
 import json
 import math
 import sys
@@ -20,6 +21,8 @@ from tinyldm.config import FitConfig, RunConfig
 from tinyldm.dataset import Columns
 from tinyldm.errors import UserError
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # names and numbers of malloc.h
+
 
 def pick_device(name: str) -> torch.device:
     """ "auto" is cuda if there is one, else cpu. Raises UserError if the device is unknown or not here."""
@@ -29,6 +32,16 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from error
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees for the next one, not hand it back to the kernel and fault it in again.
+
+    On a CPU a training step of the U-Net takes about a tenth less time. Elsewhere than on Linux nothing happens.
+    """
+    if sys.platform == "linux":
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -162,6 +175,7 @@ def fit(
     from, and since steps are functions of (run.seed, step) alone, bit for bit. On SIGTERM or SIGINT the step is
     finished, saved, and the process exits. Raises UserError if the loss is not finite.
     """
+    keep_freed_memory()
     device = pick_device(run.device)
     stage.to(device, memory_format=torch.channels_last)
     ema = EMA(stage, config.ema)
