@@ -46,6 +46,7 @@ def preview_base(ldm: LatentDiffusion, config: BaseConfig, validation: Dataset, 
 
 
 def main(config: BaseConfig) -> None:
+    """Data, autoencoder, latents, text encoder and U-Net, run folder."""
     check(config)
     device = pick_device(config.run.device)
     train, validation = (

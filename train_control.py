@@ -40,6 +40,7 @@ def save_examples(folder: Path, validation: Dataset) -> None:
 
 
 def main(config: ControlConfig) -> None:
+    """A frozen base, a copy of its encoder, latents and hints, run folder."""
     check(config)
     device = pick_device(config.run.device)
     ldm, train, validation = load_run(config.base, "train", "validation")

@@ -14,7 +14,7 @@ from conftest import randomise, small_controlnet, small_inputs, small_unet
 from torch import nn
 
 from tinyldm.controlnet import ControlNet, resolution_weights, scale
-from tinyldm.diffusion import Schedule, ddim, diffusion_loss
+from tinyldm.diffusion import Schedule, ddim, diffusion_loss, guided
 from tinyldm.ldm import bind_context, bind_hint
 from tinyldm.unet import UNet, UNetConfig, add_controls
 
@@ -222,6 +222,17 @@ def test_x7_unet_and_controlnet_have_the_parameter_counts_of_sd15():
     assert len(residuals) == 12 + 1
     assert [r.shape[1] for r in residuals] == [320] * 4 + [640] * 3 + [1280] * 6
     assert [r.shape[2] for r in residuals] == [64] * 3 + [32] * 3 + [16] * 3 + [8] * 4
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.0, 7.5])
+@torch.no_grad()
+def test_x6_without_a_prompt_and_with_control_in_both_passes_guidance_changes_nothing(unet, w):
+    z_t, t, null, hint = small_inputs()
+    control = bind_hint(randomise(small_controlnet(unet)), hint)
+    eps_fn = bind_context(unet, null, [control])
+    assert torch.equal(guided(eps_fn, bind_context(unet, null, [control]), w)(z_t, t), eps_fn(z_t, t))
+    only_conditional = guided(eps_fn, bind_context(unet, null), w)(z_t, t)  # the paper's setting of Figure 5
+    assert torch.equal(only_conditional, eps_fn(z_t, t)) == (w == 1)
 
 
 def test_x6_resolution_weights_are_64_over_h_on_a_64_px_latent():

@@ -17,6 +17,7 @@ from tinyldm.data import load
 from tinyldm.dataset import SPLITS, Captions, Columns, to_float, to_uint8
 from tinyldm.errors import UserError
 from tinyldm.fashion_mnist import read_idx
+from tinyldm.runs import hints_of
 from tinyldm.shapes import BACKGROUNDS, COLOURS, HELD_OUT, shapes
 
 PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8)
@@ -200,6 +201,15 @@ def test_canny_is_opencvs(channels):
     for image, hint in zip(x, hints, strict=True):
         picture = to_uint8(image).permute(1, 2, 0).numpy().copy()
         assert np.array_equal(cv2.Canny(picture, 100, 200), (hint[0] * 255).numpy().astype(np.uint8))
+
+
+def test_a_cached_hint_belongs_to_its_image_through_every_batch():
+    """There is no augmentation after the hint is taken: image, latent and hint are indexed together, always."""
+    dataset = load("shapes", "validation", limit=50)
+    batch, hints, _ = Columns(dataset.images, hints_of(canny, dataset.images), dataset.captions)[torch.randperm(50)]
+    assert hints.dtype == torch.uint8
+    assert torch.equal(hints.float(), canny(to_float(batch)))
+    assert not torch.equal(hints.float(), canny(to_float(batch.flip(3))))
 
 
 def test_canny_is_white_on_black_on_the_border_of_a_square():

@@ -8,7 +8,7 @@ from tinyldm.classifier import FOLDER, load_judge
 from tinyldm.data import load
 from tinyldm.dataset import to_float
 from tinyldm.evaluate import different, prompt_settings
-from tinyldm.metrics import edge_f1, frechet_distance, gain, interval, partners, psnr
+from tinyldm.metrics import edge_f1, frechet_distance, gain, interval, kernel_distance, partners, precision_recall, psnr
 
 
 def edges(*points: tuple[int, int]) -> torch.Tensor:
@@ -45,6 +45,27 @@ def test_frechet_distance_of_gaussians_with_diagonal_covariance():
     expected = 3 * 1 + (2 - 1) ** 2 + (3 - 1) ** 2  # |mean difference|^2 + sum of (std difference)^2
     assert frechet_distance(a, b) == pytest.approx(expected, rel=0.02)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_kernel_distance_is_the_unbiased_cubic_mmd():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(200, 4, generator=g).double(), torch.randn(200, 4, generator=g).double() + 0.5
+
+    def kernel(x, y):
+        return (x @ y.T / 4 + 1) ** 3
+
+    off = ~torch.eye(200, dtype=torch.bool)
+    expected = kernel(a, a)[off].mean() + kernel(b, b)[off].mean() - 2 * kernel(a, b).mean()
+    assert kernel_distance(a, b, subset=200) == pytest.approx(expected.item(), rel=1e-6)
+    assert abs(kernel_distance(a, a[torch.randperm(200)], subset=150)) < 0.1 * expected
+
+
+def test_precision_and_recall_by_hand():
+    line = torch.arange(100.0)[:, None].repeat(1, 2)  # the reference fills a line, the images its first tenth
+    precision, recall = precision_recall(line[:10] + 0.01, line)
+    assert precision == 1 and recall < 0.2
+    precision, recall = precision_recall(torch.cat([line, line + torch.tensor([500.0, -500.0])]), line)
+    assert precision == 0.5 and recall == 1
 
 
 def test_bootstrap_interval_has_the_width_of_the_standard_error():

@@ -27,6 +27,10 @@ def test_tokenizer_pads_cuts_and_marks_unknown_words():
     assert TOKENIZER.encode([]).shape == (0, 4)
 
 
+def test_tokenizer_tells_the_words_that_it_does_not_know():
+    assert TOKENIZER.unknown(["a purple boot", "Purple shoe"]) == ["purple", "shoe"]
+
+
 @given(st.text())
 @settings(deadline=None)
 def test_tokenizer_takes_any_string(caption):

@@ -113,6 +113,7 @@ class ClassifierConfig:
 
 
 def main(config: ClassifierConfig) -> None:
+    """Train, save weights and card (sizes, checksum, test accuracy), print the accuracy."""
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {config.out}: is a file; name a folder")
     config.out.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,7 @@ def encoder_pairs(config: UNetConfig) -> Pairs:
 
 
 def unet_pairs(config: UNetConfig) -> Pairs:
+    """What a ControlNet copies, then the decoder and the head."""
     yield from encoder_pairs(config)
     n = 0
     for k, i in enumerate(reversed(range(len(config.widths)))):
@@ -96,6 +97,7 @@ def vae_middle_pairs(ours: str, theirs: str) -> Pairs:
 
 
 def vae_pairs(config: VAEConfig) -> Pairs:
+    """Encoder, then decoder, from the outside in and back."""
     levels, n = len(config.widths), 1
     yield from [("encoder.0", "encoder.conv_in"), ("quant", "quant_conv"), ("post_quant", "post_quant_conv")]
     for i in range(levels):
@@ -167,6 +169,7 @@ def block_types(attention: tuple[bool, ...], direction: str) -> list[str]:
 
 
 def encoder_settings(config: UNetConfig) -> dict[str, Any]:
+    """The entries of config.json that a U-Net and its ControlNet share."""
     return {
         "down_block_types": block_types(config.attention, "Down"),
         "block_out_channels": list(config.widths),
@@ -189,6 +192,7 @@ def controlnet_settings(config: UNetConfig, hint_channels: int, hint_widths: lis
 
 
 def vae_settings(config: VAEConfig, scale: float, size: int) -> dict[str, Any]:
+    """config.json of an AutoencoderKL; `size` in pixels."""
     levels = len(config.widths)
     return {
         "_class_name": "AutoencoderKL",
@@ -351,6 +355,7 @@ class Import:
 
 
 def export_run(config: Export) -> None:
+    """Write unet/, vae/, scheduler/ and, with a control, controlnet/."""
     ldm = LatentDiffusion.load(config.base)
     size = ldm.resolution // ldm.vae.f
     unet, vae = ldm.unet.config, ldm.vae.config

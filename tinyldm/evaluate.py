@@ -18,7 +18,16 @@ from tinyldm.controlnet import ControlNet
 from tinyldm.dataset import Dataset, to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import NO_BASE, LatentDiffusion, bind_hint, generate, last, load_control
-from tinyldm.metrics import edge_f1, frechet_distance, gain, interval, partners, psnr
+from tinyldm.metrics import (
+    edge_f1,
+    frechet_distance,
+    gain,
+    interval,
+    kernel_distance,
+    partners,
+    precision_recall,
+    psnr,
+)
 from tinyldm.runs import load_run
 from tinyldm.training import pick_device
 
@@ -68,11 +77,11 @@ class Evaluation:
             images.append(self.ldm.vae.decode(z_0).clamp(-1, 1).cpu())
         return torch.cat(images)
 
-    def score(self, x: Tensor, labels: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-        """FD of images x, and per label whether the judge sees what `labels` say: name -> (n,) of 0 and 1."""
-        features, predictions = self.judge(x)
-        hits = {name: (predictions[name] == labels[name]).float() for name in self.judge.labels}
-        return frechet_distance(features, self.reference), hits
+    def distances(self, features: Tensor) -> dict[str, float]:
+        """FD, kernel distance, precision and recall of images by their features (n, d)."""
+        precision, recall = precision_recall(features, self.reference)
+        distances = {"fd": frechet_distance(features, self.reference), "kd": kernel_distance(features, self.reference)}
+        return {**distances, "precision": precision, "recall": recall}
 
 
 def measure_vae(e: Evaluation) -> tuple[dict, Tensor]:
@@ -85,15 +94,13 @@ def measure_vae(e: Evaluation) -> tuple[dict, Tensor]:
 
 
 def measure_base(e: Evaluation, train: Dataset) -> dict:
-    """FD and accuracy of the base with the test captions; the floor is the FD of as many training images."""
-    prompts = e.data.captions.full()
-    fd, hits = e.score(e.samples(prompts, "base"), e.data.labels)
-    real = train.subset(
-        torch.randperm(len(train), generator=torch.Generator().manual_seed(e.config.seed))[: len(prompts)]
-    )
-    floor, _ = e.score(to_float(real.images), real.labels)
-    row = {"fd": fd, "fd_floor": floor}
-    for name, hit in hits.items():
+    """Distances and accuracy of the base with the test captions; the floors are those of as many training images."""
+    features, predictions = e.judge(e.samples(e.data.captions.full(), "base"))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(e.config.seed))
+    real, _ = e.judge(to_float(train.images[order[: len(e.data)]]))
+    row = {**e.distances(features), **{f"{name}_floor": value for name, value in e.distances(real).items()}}
+    for name in e.judge.labels:
+        hit = (predictions[name] == e.data.labels[name]).float()
         row |= {f"acc_{name}": hit.mean().item(), f"acc_{name}_interval": interval(hit)}
     return row
 
@@ -122,7 +129,10 @@ def prompt_settings(data: Dataset, seed: int) -> dict[str, tuple[list[str], dict
 
 
 def measure_control(e: Evaluation, controlnet: ControlNet, condition: str, ce: Tensor) -> dict:
-    """For each prompt setting EF0, CH, CE, GAIN, FD, ACC_t (the prompt's class), ACC_e (the hint's), attributes."""
+    """For each prompt setting EF0, CH, CE, GAIN, FD, ACC_t (the prompt's class), ACC_e (the hint's), attributes.
+
+    In "changed", chance is what the images score that the same hints gave without a prompt.
+    """
     hints = CONDITIONS[condition](to_float(e.data.images))
     first = e.data.labels["class"]
     strangers = partners(~different(first), e.config.seed)  # of the same class
@@ -130,20 +140,30 @@ def measure_control(e: Evaluation, controlnet: ControlNet, condition: str, ce: T
     for name, (prompts, asked) in prompt_settings(e.data, e.config.seed).items():
         x = e.samples(prompts, f"control, prompts {name}", controlnet, hints)
         edges = CONDITIONS[condition](x)
-        ef0, ch = edge_f1(edges, hints), edge_f1(edges, hints[strangers])
-        fd, hits = e.score(x, {**e.data.labels, **asked})
-        _, seen[name] = e.judge(x)
-        row = {"ef0": ef0.mean().item(), "ch": ch.mean().item(), "ce": ce.mean().item()}
-        row |= {"gain": gain(row["ef0"], row["ch"], row["ce"]), "gain_interval": interval(ef0, ch, ce, statistic=gain)}
-        row |= {"fd": fd, "acc_t": hits["class"].mean().item() if asked else None}
-        row |= {"acc_e": (seen[name]["class"] == first).float().mean().item()}
+        features, seen[name] = e.judge(x)
+        row = edge_row(edge_f1(edges, hints), edge_f1(edges, hints[strangers]), ce)
+        row |= {"fd": frechet_distance(features, e.reference)}
+        row |= {"acc_t": share(seen[name]["class"], asked["class"]) if asked else None}
+        row |= {"acc_e": share(seen[name]["class"], first)}
         for label in e.judge.labels[1:]:
-            row[f"acc_{label}"] = hits[label].mean().item()
-            row[f"acc_{label}_interval"] = interval(hits[label])
-            if name == "changed":  # what the same hints score when no prompt asks for anything
-                row[f"chance_{label}"] = (seen["none"][label] == asked[label]).float().mean().item()
+            wanted = {**e.data.labels, **asked}[label]  # without a prompt, what the image has that the hint is from
+            row[f"acc_{label}"] = share(seen[name][label], wanted)
+            row[f"acc_{label}_interval"] = interval((seen[name][label] == wanted).float())
+            if name == "changed":
+                row[f"chance_{label}"] = share(seen["none"][label], wanted)
         rows[name] = row
     return rows
+
+
+def edge_row(ef0: Tensor, ch: Tensor, ce: Tensor) -> dict:
+    """The means of EF0, CH and CE, each per image (n,), and GAIN with its interval."""
+    row = {"ef0": ef0.mean().item(), "ch": ch.mean().item(), "ce": ce.mean().item()}
+    return {**row, "gain": gain(**row), "gain_interval": interval(ef0, ch, ce, statistic=gain)}
+
+
+def share(a: Tensor, b: Tensor) -> float:
+    """Share of the entries of a and b (n,) that are equal."""
+    return (a == b).float().mean().item()
 
 
 def training_seconds(run: Path) -> dict[str, float]:
@@ -178,6 +198,7 @@ def print_table(results: dict) -> None:
 
 
 def main(config: EvaluateConfig) -> None:
+    """Measure, print the table, and write it as JSON."""
     start = time.perf_counter()
     if config.n < 2:
         raise UserError(f"--n {config.n}: must be at least 2")

@@ -30,7 +30,7 @@ MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the on
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyldm" / "fashion-mnist"
 REMEDY = (
     "give --data-dir a folder with its four idx files (https://github.com/zalandoresearch/fashion-mnist), "
-    "or install them with 'apt-get install dataset-fashion-mnist'"
+    "or install them with 'apt-get install dataset-fashion-mnist'; '--dataset shapes' needs no files"
 )
 
 

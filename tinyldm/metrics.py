@@ -1,6 +1,8 @@
 """What is measured: edges, distances between sets of images, and the uncertainty of a mean."""
 
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -27,17 +29,43 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (x - y).pow(2).mean((1, 2, 3)))
 
 
+def torch_fidelity(module: str) -> ModuleType:
+    """A module of torch-fidelity, which computes what follows. Raises UserError if it is not installed."""
+    try:
+        return import_module(f"torch_fidelity.{module}")
+    except ImportError as error:
+        raise UserError(
+            "distances between sets of images need torch-fidelity: pip install 'tinyldm[report]'"
+        ) from error
+
+
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Fréchet distance between the Gaussians fitted to two sets of features (n, d), (m, d) (Heusel et al. 2017, eq. 6).
 
-    By torch-fidelity, with our features: so it is FD, not FID. Raises UserError if torch-fidelity is not installed.
+    With features of our own classifier: so it is FD, not FID.
     """
-    try:
-        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    except ImportError as error:
-        raise UserError("the Fréchet distance needs torch-fidelity: pip install 'tinyldm[report]'") from error
-    statistics = [fid_features_to_statistics(f.double()) for f in (features, reference)]
-    return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    fid = torch_fidelity("metric_fid")
+    statistics = [fid.fid_features_to_statistics(f.double()) for f in (features, reference)]
+    return fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+
+def kernel_distance(features: Tensor, reference: Tensor, subset: int = 250) -> float:
+    """Kernel distance of two sets of features: MMD^2, cubic kernel, mean over 100 subsets (Binkowski et al. 2018)."""
+    kid = torch_fidelity("metric_kid")
+    size = min(subset, len(features), len(reference))
+    result = kid.kid_features_to_metric(
+        features, reference, kid_subsets=100, kid_subset_size=size, verbose=False, rng_seed=0
+    )
+    return result["kernel_inception_distance_mean"]
+
+
+def precision_recall(features: Tensor, reference: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of the features inside the reference's manifold, and the reverse (Kynkaanniemi et al. 2019)."""
+    prc = torch_fidelity("metric_prc")
+    result = prc.prc_features_to_metric(
+        features, reference, prc_neighborhood=neighbours, prc_batch_size=5000, save_cpu_ram=False, verbose=False
+    )
+    return result["precision"], result["recall"]
 
 
 def interval(

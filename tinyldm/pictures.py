@@ -57,7 +57,7 @@ def hint_image(hint: Tensor) -> Tensor:
 def read_image(path: Path, channels: int, resolution: int) -> Tensor:
     """Any picture file -> x (1, k, H, H) in [-1, 1]: cropped to its middle square, scaled with area averaging.
 
-    Raises UserError if it is missing or no picture. Transparency is put on black, EXIF rotation is applied.
+    Raises UserError if it is missing or no picture. Transparency is ignored, EXIF rotation is applied.
     """
     try:
         content = np.frombuffer(path.read_bytes(), dtype=np.uint8)

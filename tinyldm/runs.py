@@ -19,7 +19,7 @@ from tinyldm.ldm import NO_BASE, LatentDiffusion
 from tinyldm.training import plot_losses
 from tinyldm.vae import VAE
 
-FREE = ("resume", "overwrite", "device")  # settings that may differ when a run is resumed
+FREE = ("preset", "resume", "overwrite", "device")  # settings that may differ when a run is resumed
 
 
 def open_run(out: Path, config: BaseConfig | ControlConfig) -> None:

@@ -1,5 +1,6 @@
 """`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,11 +70,14 @@ def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) 
 
 @torch.no_grad()
 def main(config: SampleConfig) -> None:
+    """Write the grid: row i has prompt i and hint i, or the only one."""
     check(config)
     device = pick_device(config.device)
     ldm = LatentDiffusion.load(config.base)
     if config.steps > ldm.schedule.T:
         raise UserError(f"--steps {config.steps}: the base was trained with {ldm.schedule.T} timesteps at most")
+    for word in ldm.tokenizer.unknown(config.prompt):
+        print(f"note: the base was never trained with the word {word!r}", file=sys.stderr)
     ldm.to(device)
     hints, controls = [None], [[]]
     if config.control:

@@ -48,6 +48,10 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         path.write_text(json.dumps({"length": self.length, "vocabulary": self.vocabulary}, indent=1) + "\n")
 
+    def unknown(self, captions: Iterable[str]) -> list[str]:
+        """The words of the captions that are not in the vocabulary, each once."""
+        return list(dict.fromkeys(word for caption in captions for word in words(caption) if word not in self.token))
+
     def encode(self, captions: list[str]) -> Tensor:
         """Captions -> tokens (b, l), long; cut or padded to l. The empty caption is all padding: the null prompt."""
         rows = [[self.token.get(word, 1) for word in words(caption)[: self.length]] for caption in captions]

@@ -151,11 +151,11 @@ def to_device(batch: tuple, device: torch.device) -> tuple:
 
 
 @torch.no_grad()
-def validation_loss(stage: nn.Module, batch: tuple) -> float:
-    """The loss of a fixed batch with the same noise and timesteps every time."""
+def validation_loss(stage: nn.Module, batch: tuple) -> dict[str, float]:
+    """The loss of a fixed batch with the same noise and timesteps every time, as a line of the log; {} without a batch."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return stage(*batch).item()
+        return {"validation_loss": stage(*batch).item()} if batch else {}
 
 
 def fit(
@@ -197,18 +197,16 @@ def fit(
             ema.update(step)
             log.add(loss)
             done, last = step + 1, step + 1 == config.steps
-            if done % config.log_every == 0 or last:
+            if last or done % config.log_every == 0:
                 log.report(bar, done, lr, norm, config.batch_size)
-            if done % config.preview_every == 0 or last or stop:
+            if stop or last or done % config.preview_every == 0:
                 log.check(loss, done, lr)
                 checkpoint.save(path, done, columns, optimizer)
-            if stop:
-                print(f"\nstopped after step {done} of {name}; --resume goes on", file=sys.stderr)
-                sys.exit(128 + stop[0])
-            if done % config.preview_every == 0 or last:
+                if stop:
+                    print(f"\nstopped after step {done} of {name}; --resume goes on", file=sys.stderr)
+                    sys.exit(128 + stop[0])
                 with ema.applied(), torch.compiler.set_stance("force_eager"):
-                    if validation:
-                        log.write(step=done, validation_loss=validation_loss(stage, to_device(validation, device)))
+                    log.write(step=done, **validation_loss(stage, to_device(validation, device)))
                     preview(done)
     ema.copy_to_module()
 
