@@ -57,7 +57,6 @@ def test_kernel_distance_is_the_unbiased_cubic_mmd():
     off = ~torch.eye(200, dtype=torch.bool)
     expected = kernel(a, a)[off].mean() + kernel(b, b)[off].mean() - 2 * kernel(a, b).mean()
     assert kernel_distance(a, b, subset=200) == pytest.approx(expected.item(), rel=1e-6)
-    assert abs(kernel_distance(a, a[torch.randperm(200)], subset=150)) < 0.1 * expected
 
 
 def test_precision_and_recall_by_hand():
