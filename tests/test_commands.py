@@ -41,12 +41,12 @@ COMMANDS = {
 }
 
 
-def error_of(capsys, command: str, *args: object) -> str:
+def error_of(capfd, command: str, *args: object) -> str:
     """Run a command that must fail: exit code 2, and exactly one line on stderr, which is returned."""
-    capsys.readouterr()
+    capfd.readouterr()
     with pytest.raises(SystemExit) as exit:
         run_command(lambda: COMMANDS[command]([str(arg) for arg in args]))
-    lines = capsys.readouterr().err.strip().splitlines()
+    lines = capfd.readouterr().err.strip().splitlines()
     assert exit.value.code == 2
     assert len(lines) == 1 and lines[0].startswith("error: ")
     return lines[0]
@@ -126,7 +126,7 @@ def test_a_photo_of_any_size_and_an_edge_map_are_hints(runs, tmp_path):
     assert torch.equal(from_photo, from_edges)
 
 
-def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capsys):
+def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):
     args = [
         "--base",
         runs / "base",
@@ -149,7 +149,7 @@ def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capsys):
         assert {"ef0", "ch", "ce", "gain", "fd", "acc_t", "acc_e", "acc_colour"} <= row.keys()
     assert results["n"] == 12 and results["seed"] == 0
     assert set(results["seconds"]) == {"vae", "base", "control", "evaluate"}
-    assert "| perfect |" in capsys.readouterr().out
+    assert "| perfect |" in capfd.readouterr().out
 
 
 def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path):
@@ -207,66 +207,66 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--preset", "cpu", "--data-dir", "nowhere"], ["nowhere", "apt-get"]),
     ],
 )
-def test_bad_flags_of_train_base(capsys, args, words, monkeypatch):
+def test_bad_flags_of_train_base(capfd, args, words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    error = error_of(capsys, "train_base", *args)
+    error = error_of(capfd, "train_base", *args)
     assert all(word in error for word in words), error
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(capsys, runs):
+def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(capfd, runs):
     before = files.sha256(runs / "base" / "unet.safetensors")
-    error = error_of(capsys, "train_base", "--preset", "tiny", "--out", runs / "base")
+    error = error_of(capfd, "train_base", "--preset", "tiny", "--out", runs / "base")
     assert "--overwrite" in error and str(runs / "base") in error
     assert files.sha256(runs / "base" / "unet.safetensors") == before
 
 
-def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_only(capsys, runs, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_only(capfd, runs, tmp_path, monkeypatch):
     preset = replace(BASE_PRESETS["tiny"], out=tmp_path / "base")
     with monkeypatch.context() as patch:
         patch.setattr(train_base, "BaseStage", None)  # dies when the autoencoder is done
         with pytest.raises(TypeError):
             train_base.main(preset)
-    assert "lr" in error_of(capsys, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume", "--lr", 3)
+    assert "lr" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume", "--lr", 3)
     COMMANDS["train_base"](["--preset", "tiny", "--out", str(tmp_path / "base"), "--resume"])
     for name in ("vae", "text", "unet"):
         assert (tmp_path / "base" / f"{name}.safetensors").read_bytes() == (
             runs / "base" / f"{name}.safetensors"
         ).read_bytes()
-    assert "finished" in error_of(capsys, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume")
-    assert "no run" in error_of(capsys, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume")
+    assert "finished" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume")
+    assert "no run" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume")
 
 
-def test_a_base_that_is_none(capsys, tmp_path, runs):
+def test_a_base_that_is_none(capfd, tmp_path, runs):
     for command in ("train_control", "sample", "evaluate"):
-        assert str(tmp_path) in error_of(capsys, command, "--base", tmp_path)
-    assert "train_base" in error_of(capsys, "sample", "--base", runs / "control")
+        assert str(tmp_path) in error_of(capfd, command, "--base", tmp_path)
+    assert "train_base" in error_of(capfd, "sample", "--base", runs / "control")
 
 
-def test_damaged_weights_are_named(capsys, tmp_path, runs):
+def test_damaged_weights_are_named(capfd, tmp_path, runs):
     shutil.copytree(runs / "base", tmp_path / "base")
     path = tmp_path / "base" / "unet.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     for damaged, word in ((content, "checksum"), (content[:-9], "safetensors"), (b"", "safetensors")):
         path.write_bytes(damaged)
-        error = error_of(capsys, "sample", "--base", tmp_path / "base")
+        error = error_of(capfd, "sample", "--base", tmp_path / "base")
         assert "unet.safetensors" in error and word in error
 
 
-def test_a_control_of_another_base_is_refused(capsys, tmp_path, runs):
+def test_a_control_of_another_base_is_refused(capfd, tmp_path, runs):
     train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "other", run=RunConfig(seed=3)))
     hint = next((runs / "control" / "hints").iterdir())
     args = ["--base", tmp_path / "other", "--control", runs / "control", "--hint", hint]
-    assert "another base" in error_of(capsys, "sample", *args)
+    assert "another base" in error_of(capfd, "sample", *args)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"<html>not a picture</html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_a_hint_that_is_no_picture(capsys, tmp_path, runs, content):
+@pytest.mark.parametrize("content", [None, b"", b"<html>not a picture</html>", b"\x89PNG\r\n\x1a\n" + b"0" * 40])
+def test_a_hint_that_is_no_picture(capfd, tmp_path, runs, content):
     path = tmp_path / "hint.png"
     if content is not None:
         path.write_bytes(content)
     args = ["--base", runs / "base", "--control", runs / "control", "--hint", path]
-    assert "hint.png" in error_of(capsys, "sample", *args)
+    assert "hint.png" in error_of(capfd, "sample", *args)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +280,8 @@ def test_a_hint_that_is_no_picture(capsys, tmp_path, runs, content):
         (["--sampler", "euler"], "--sampler"),
     ],
 )
-def test_bad_flags_of_sample(capsys, runs, args, word):
-    assert word in error_of(capsys, "sample", "--base", runs / "base", *args)
+def test_bad_flags_of_sample(capfd, runs, args, word):
+    assert word in error_of(capfd, "sample", "--base", runs / "base", *args)
 
 
 def test_as_a_process_an_unknown_flag_is_one_line_and_exit_code_2():
@@ -292,10 +292,10 @@ def test_as_a_process_an_unknown_flag_is_one_line_and_exit_code_2():
     assert len(process.stderr.strip().splitlines()) == 1 and "--no-such-flag" in process.stderr
 
 
-def test_help_teaches(capsys):
+def test_help_teaches(capfd):
     with pytest.raises(SystemExit) as exit:
         parse(BaseConfig, args=["--help"])
     assert exit.value.code == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     for flag in ("--steps", "--lr", "--precision", "--compile", "--data-dir", "--vae-fit.steps", "--preset"):
         assert flag in text

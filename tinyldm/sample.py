@@ -76,14 +76,14 @@ def main(config: SampleConfig) -> None:
     ldm = LatentDiffusion.load(config.base)
     if config.steps > ldm.schedule.T:
         raise UserError(f"--steps {config.steps}: the base was trained with {ldm.schedule.T} timesteps at most")
-    for word in ldm.tokenizer.unknown(config.prompt):
-        print(f"note: the base was never trained with the word {word!r}", file=sys.stderr)
     ldm.to(device)
     hints, controls = [None], [[]]
     if config.control:
         controlnet, condition = load_control(config.control, config.base, ldm)
         hints = [read_hint(path, ldm, condition, config.hint_is_edges).to(device) for path in config.hint]
         controls = [[bind_hint(controlnet.to(device), hint, config.control_scale)] for hint in hints]
+    for word in ldm.tokenizer.unknown(config.prompt):
+        print(f"note: the base was never trained with the word {word!r}", file=sys.stderr)
     number = max(len(hints), len(config.prompt))
     rows = []
     for i in range(number):
