@@ -12,6 +12,7 @@ diffusers = pytest.importorskip("diffusers")
 from tinyldm import diffusers_io as io  # noqa: E402
 from tinyldm import files  # noqa: E402
 from tinyldm.controlnet import ControlNet  # noqa: E402
+from tinyldm.diffusers_names import table_of  # noqa: E402
 from tinyldm.diffusion import SAMPLERS, Schedule, ddim, guided  # noqa: E402
 from tinyldm.errors import UserError  # noqa: E402
 from tinyldm.ldm import LatentDiffusion, bind_context, bind_hint, generate, last, load_control, save_control  # noqa: E402
@@ -177,6 +178,22 @@ def test_dpm_solver_pp_trajectories_equal_dpmsolvermultistepscheduler(steps):
 # ---------------------------------------------------------------- guidance and control together
 
 
+def their_pipeline(vae, unet, controlnet, text_encoder=None, tokenizer=None):
+    pipeline = diffusers.StableDiffusionControlNetPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        controlnet=controlnet,
+        scheduler=diffusers.DDIMScheduler(**SETTINGS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.mark.parametrize(("guidance", "weight"), [(1.0, 1.0), (3.0, 1.0), (3.0, 0.5), (7.5, 0.0)])
 @torch.no_grad()
 def test_guidance_and_control_scale_equal_stablediffusioncontrolnetpipeline(guidance, weight):
@@ -184,18 +201,7 @@ def test_guidance_and_control_scale_equal_stablediffusioncontrolnetpipeline(guid
     unet, their_unet = unet_pair(config)
     controlnet, their_controlnet = controlnet_pair(unet, 3, (8, 16, 24))
     _, their_vae = vae_pair(VAEConfig(3, 4, (32, 32, 64), 1))
-    pipeline = diffusers.StableDiffusionControlNetPipeline(
-        vae=their_vae,
-        text_encoder=None,
-        tokenizer=None,
-        unet=their_unet,
-        controlnet=their_controlnet,
-        scheduler=diffusers.DDIMScheduler(**SETTINGS),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = their_pipeline(their_vae, their_unet, their_controlnet)
     z_T, _, context = inputs(config, batch=1, height=8, width=8)
     null, hint = torch.randn(1, 7, 16), torch.rand(1, 3, 32, 32)
     theirs = pipeline(
@@ -237,7 +243,7 @@ def test_the_key_map_is_one_to_one_and_complete_at_sd15():
             ),
         ]
     for ours, config, theirs in networks:
-        table = io.table_of(ours, config)
+        table = table_of(ours, config)
         assert len(set(table.values())) == len(table) > 100
         shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
         assert {b: shapes[a] for a, b in table.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
@@ -362,18 +368,7 @@ def test_generate_is_driven_by_stable_diffusions_own_parts(tmp_path):
             eos_token_id=1,
         )
     ).eval()
-    pipeline = diffusers.StableDiffusionControlNetPipeline(
-        vae=their_vae,
-        text_encoder=clip,
-        tokenizer=tokenizer,
-        unet=their_unet,
-        controlnet=their_controlnet,
-        scheduler=diffusers.DDIMScheduler(**SETTINGS),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = their_pipeline(their_vae, their_unet, their_controlnet, clip, tokenizer)
     pipeline.save_pretrained(tmp_path / "sd")
     ldm = io.load_stable_diffusion(tmp_path / "sd", resolution=32)
     ours = io.import_controlnet(tmp_path / "sd" / "controlnet", ldm.unet)

@@ -7,7 +7,7 @@ ROOMS = [
     *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
     *["dataset", "fashion_mnist", "shapes", "data", "conditions", "pictures"],
     *["ldm", "config", "cli", "checkpoint", "training", "runs", "stages", "classifier", "metrics"],
-    *["sample", "evaluate", "diffusers_io"],
+    *["sample", "evaluate", "diffusers_names", "diffusers_io"],
 ]
 PACKAGE = Path(__file__).parents[1] / "tinyldm"
 

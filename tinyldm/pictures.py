@@ -12,7 +12,9 @@ from tinyldm import files
 from tinyldm.dataset import to_float, to_uint8
 from tinyldm.errors import UserError
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken picture is our error, in one line, not OpenCV's in three
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # a broken picture is our error, in one line, not OpenCV's in three
 GAP, LINE = 4, 18  # pixels between tiles, height of a label
 
 
