@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from tinyldm import diffusers_io as io  # noqa: E402
 from tinyldm import files  # noqa: E402
+from tinyldm.cli import parse  # noqa: E402
 from tinyldm.controlnet import ControlNet  # noqa: E402
 from tinyldm.diffusers_names import table_of  # noqa: E402
 from tinyldm.diffusion import SAMPLERS, Schedule, ddim, guided  # noqa: E402
@@ -319,6 +320,14 @@ def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):
         io.import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / "b", {"use_linear_projection": True}))
     with pytest.raises(UserError, match=r"do not fit.*weight"):
         io.import_vae(wrong_copy(runs / "exported" / "vae", tmp_path / "c", {"block_out_channels": [16, 32, 96]}))
+
+
+@pytest.mark.parametrize(
+    ("args", "word"), [([], "export"), (["export"], "PATH"), (["export", "x", "--base", "no"], "no")]
+)
+def test_bad_command_lines_are_one_line_errors(args, word):
+    with pytest.raises(UserError, match=word):
+        io.main(parse(io.Export | io.Import, args=args))
 
 
 def wrong_copy(folder, target, changes):

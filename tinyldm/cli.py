@@ -19,9 +19,11 @@ Config = TypeVar("Config")
 def parse(kind: type[Config], default: Config | None = None, args: list[str] | None = None) -> Config:
     """The dataclass `kind` from the command line. Raises UserError, in one line, where tyro would print a box."""
     complaint = io.StringIO()
+    default = tyro.MISSING_NONPROP if default is None else default
+    description = kind.__doc__ if isinstance(kind, type) else sys.modules["__main__"].__doc__  # a union has none
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, default=default, args=args, description=kind.__doc__)
+            return tyro.cli(kind, default=default, args=args, description=description)
     except SystemExit as exit:
         if not exit.code:
             raise
