@@ -3,7 +3,8 @@
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
-resume = $(if $(wildcard $(RUNS)/$(1)/settings.json),--resume)
+finished = $(wildcard $(RUNS)/$(1)/config.json)
+resume = $(if $(finished),--overwrite,$(if $(wildcard $(RUNS)/$(1)/settings.json),--resume))
 
 .PHONY: run test clean-runs clean
 

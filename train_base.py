@@ -15,7 +15,7 @@ from tinyldm.pictures import save_grid
 from tinyldm.runs import encode_all, finish_run, open_run
 from tinyldm.stages import BaseStage, VAEStage
 from tinyldm.text import TextEncoder, Tokenizer
-from tinyldm.training import compile_networks, fit, pick_device
+from tinyldm.training import compile_networks, fit, pick_device, plot_losses
 from tinyldm.unet import UNet
 from tinyldm.vae import VAE
 
@@ -73,6 +73,7 @@ def main(config: BaseConfig) -> None:
     panel = (encode_all(ldm.vae, validation.images[:256], device), validation.captions.full()[:256])
     fit(stage, Columns(z, train.captions), config.fit, config.run, config.out, "base", panel, preview)
 
+    plot_losses(config.out)
     ldm.save(config.out)
     finish_run(config.out)
 

@@ -16,7 +16,7 @@ from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, save_control
 from tinyldm.pictures import hint_image, save_grid, save_image
 from tinyldm.runs import encode_all, finish_run, hints_of, load_run, open_run
 from tinyldm.stages import ControlStage
-from tinyldm.training import compile_networks, fit, pick_device
+from tinyldm.training import compile_networks, fit, pick_device, plot_losses
 
 PANEL = 8  # validation hints and captions in every preview
 
@@ -63,8 +63,9 @@ def main(config: ControlConfig) -> None:
     data = Columns(z, hints, train.captions)
     fit(stage, data, config.fit, config.run, config.out, "control", panel, preview)
 
-    save_control(controlnet, config.base, config.out, settings)
+    plot_losses(config.out)
     save_examples(config.out / "hints", validation)
+    save_control(controlnet, config.base, config.out, settings)
     finish_run(config.out)
 
 

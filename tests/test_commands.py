@@ -124,6 +124,11 @@ def test_a_photo_of_any_size_and_an_edge_map_are_hints(runs, tmp_path):
     from_edges = sample.read_hint(tmp_path / "edges.png", ldm, "canny", is_edges=True)
     assert from_photo.sum() > 20
     assert torch.equal(from_photo, from_edges)
+    large = np.zeros((512, 512), dtype=np.uint8)
+    cv2.circle(large, (256, 256), 180, 255, 1)
+    cv2.imwrite(str(tmp_path / "large.png"), large)
+    thin = sample.read_hint(tmp_path / "large.png", ldm, "canny", is_edges=True)
+    assert 60 < thin.sum() < 150  # a circle of radius 11 cells, not broken
 
 
 def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):
@@ -201,6 +206,14 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--steps", "-5"], ["--steps"]),
         (["--preset", "huge"], ["--preset", "huge", "cpu"]),
         (["--preset", "tiny", "--resolution", 33], ["--resolution", "33"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--limit", "-1"], ["--limit"]),
+        (["--ema", "2"], ["--ema"]),
+        (["--weight-decay", "-1"], ["weight decay"]),
+        (["--unet.heads", "0"], ["--unet.heads"]),
+        (["--vae.res-blocks", "0"], ["--vae.res-blocks"]),
+        (["--text.length", "0"], ["--text.length"]),
+        (["--unet.attention", "True"], ["--unet.attention"]),
         (["--preset", "tiny", "--device", "abacus"], ["--device", "abacus"]),
         (["--preset", "tiny", "--out", "train_base.py"], ["train_base.py", "file"]),
         (["--preset", "tiny", "--out", "tests"], ["tests", "new"]),
@@ -234,6 +247,28 @@ def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_on
         ).read_bytes()
     assert "finished" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume")
     assert "no run" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume")
+
+
+def test_the_base_is_not_overwritten_by_its_control(capfd, runs):
+    for out in (runs / "base", runs):
+        error = error_of(
+            capfd, "train_control", "--preset", "tiny", "--base", runs / "base", "--out", out, "--overwrite"
+        )
+        assert "--out" in error
+    assert (runs / "base" / "unet.safetensors").exists()
+
+
+def test_a_control_is_not_resumed_on_another_base(capfd, runs, tmp_path):
+    settings = json.loads((runs / "control" / "settings.json").read_text()) | {"base_sha256": "0"}
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "settings.json").write_text(json.dumps(settings))
+    args = ["--preset", "tiny", "--base", runs / "base", "--out", tmp_path / "control", "--resume"]
+    assert "base_sha256" in error_of(capfd, "train_control", *args)
+
+
+def test_bad_flags_of_evaluate(capfd, runs, tmp_path):
+    for flags in (["--steps", 0], ["--steps", 2000], ["--n", 3], ["--seed", -1], ["--json", tmp_path]):
+        assert flags[0] in error_of(capfd, "evaluate", "--base", runs / "base", *flags)
 
 
 def test_a_base_that_is_none(capfd, tmp_path, runs):
@@ -276,6 +311,9 @@ def test_a_hint_that_is_no_picture(capfd, tmp_path, runs, content):
         (["--steps", 0], "--steps"),
         (["--steps", 1001], "--steps"),
         (["--num-images", 0], "--num-images"),
+        (["--prompt"], "--prompt"),
+        (["--seed", "-1"], "--seed"),
+        (["--out", "README.md/x/s.png"], "README.md"),
         (["--out", "picture.jpg"], ".png"),
         (["--sampler", "euler"], "--sampler"),
     ],

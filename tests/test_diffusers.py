@@ -301,9 +301,13 @@ def test_an_exported_run_loads_with_from_pretrained_and_gives_equal_outputs(runs
 def test_importing_what_was_exported_gives_the_same_weights_bit_for_bit(runs):
     io.main(io.Import(runs / "exported", runs / "again", runs / "base"))
     for name in ("unet", "vae", "text"):
-        assert files.sha256(runs / "again" / f"{name}.safetensors") == files.sha256(
-            runs / "base" / f"{name}.safetensors"
-        )
+        again = runs / "again" / "base" / f"{name}.safetensors"
+        assert files.sha256(again) == files.sha256(runs / "base" / f"{name}.safetensors")
+    weights = [runs / folder / "controlnet.safetensors" for folder in ("control", "again/control")]
+    assert files.sha256(weights[0]) == files.sha256(weights[1])
+    load_control(runs / "again" / "control", runs / "again" / "base", LatentDiffusion.load(runs / "again" / "base"))
+    with pytest.raises(UserError, match="already"):
+        io.main(io.Import(runs / "exported", runs / "again", runs / "base"))
     ldm = LatentDiffusion.load(runs / "base")
     ours, _ = load_control(runs / "control", runs / "base", ldm)
     theirs = io.import_controlnet(runs / "exported" / "controlnet", ldm.unet)
@@ -316,8 +320,11 @@ def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):
         io.import_unet(tmp_path)
     with pytest.raises(UserError, match="do not fit"):
         io.import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / "a", {"layers_per_block": 2}))
-    with pytest.raises(UserError, match="layout"):
-        io.import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / "b", {"use_linear_projection": True}))
+    for i, change in enumerate(
+        ({"use_linear_projection": True}, {"norm_num_groups": 16}, {"attention_head_dim": [2, 2]})
+    ):
+        with pytest.raises(UserError, match=r"config\.json.*SD-1\.5"):
+            io.import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / f"b{i}", change))
     with pytest.raises(UserError, match=r"do not fit.*weight"):
         io.import_vae(wrong_copy(runs / "exported" / "vae", tmp_path / "c", {"block_out_channels": [16, 32, 96]}))
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -72,6 +73,63 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 6
     fit(third := Regression(), DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
     assert third.steps == 0 and torch.equal(third.w, whole.w)  # a finished training is not trained again
+
+
+class Convolution(nn.Module):
+    """A weight that `fit` lays out channels_last, with as many channels in as out of order to notice a mix-up."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.steps = nn.Conv2d(3, 4, 3), 0
+
+    def forward(self, x):
+        self.steps += 1
+        return (self.conv(x) ** 2).mean() + (self.conv(x + torch.randn_like(x)) - 1).abs().mean()
+
+
+def test_a_resumed_convolution_keeps_its_moments_in_place(tmp_path):
+    data = Columns(torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
+    config = replace(CONFIG, steps=20, preview_every=10)
+
+    def die(step):
+        if step == 10:
+            raise InterruptedError
+
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    fit(whole := Convolution(), data, config, RunConfig(), tmp_path / "whole", "conv")
+    with pytest.raises(InterruptedError):
+        fit(Convolution(), data, config, RunConfig(), tmp_path / "parts", "conv", preview=die)
+    fit(second := Convolution(), data, config, RunConfig(), tmp_path / "parts", "conv")
+    assert second.steps == 10
+    assert torch.equal(whole.conv.weight, second.conv.weight)
+
+
+def test_a_signal_in_the_last_preview_still_ends_the_process(tmp_path):
+    with pytest.raises(SystemExit):
+        fit(
+            Regression(),
+            DATA,
+            CONFIG,
+            RunConfig(),
+            tmp_path,
+            "line",
+            preview=lambda s: os.kill(os.getpid(), signal.SIGTERM),
+        )
+    with pytest.raises(SystemExit):
+        last = replace(CONFIG, preview_every=1000)
+        fit(
+            Regression(), DATA, last, RunConfig(), tmp_path, "l", preview=lambda s: os.kill(os.getpid(), signal.SIGTERM)
+        )
+
+
+def test_a_torn_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
+    fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "line", "st')
+    fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
 def test_a_damaged_checkpoint_is_a_clear_error(tmp_path):

@@ -31,11 +31,18 @@ def load(path: Path, columns: dict[str, list[Tensor]], optimizer: torch.optim.Op
             for i, tensor in enumerate(column):
                 tensor.copy_(tensors[f"{name}.{i}"])
         for i, parameter in enumerate(columns["weights"]):
-            keys = [key for key in tensors if key.startswith(f"optimizer.{i}.")]
-            optimizer.state[parameter] = {key.rsplit(".", 1)[1]: tensors[key].to(parameter.device) for key in keys}
+            state = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"optimizer.{i}.")}
+            optimizer.state[parameter] = {name: placed(value, parameter) for name, value in state.items()}
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path}: not a checkpoint of this model ({error}); start over with --overwrite") from error
     return int(tensors["step"])
+
+
+def placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device and, if a moment, in its memory format: fused AdamW pairs raw memory, not indices."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ It sees only real images of the train split, held-out pairs included, so that it
 also those of the Fréchet distance. The committed weights are in tinyldm/classifiers/, with checksum and test accuracy.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -122,9 +123,8 @@ def main(config: ClassifierConfig) -> None:
     values = [len(names) for names in train.names.values()]
     classifier = Classifier(train.images.shape[1], values)
     data = Columns(train.images, torch.stack(list(train.labels.values()), dim=1))
-    fit(ClassifierStage(classifier), data, config.fit, config.run, config.out, f"classifier-{config.dataset}")
-    for name in ("metrics.jsonl", f"classifier-{config.dataset}.checkpoint"):
-        (config.out / name).unlink()
+    with tempfile.TemporaryDirectory() as log:  # of a few minutes' training, only the weights and the card are kept
+        fit(ClassifierStage(classifier), data, config.fit, config.run, Path(log), f"classifier {config.dataset}")
     path = config.out / f"{config.dataset}.safetensors"
     files.write_tensors(path, classifier.state_dict())
     score = accuracy(Judge(classifier.cpu().requires_grad_(False), tuple(train.labels)), test)

@@ -117,6 +117,10 @@ def check(config: BaseConfig | ControlConfig) -> None:
         for name in ("steps", "batch_size", "lr", "clip", "log_every", "preview_every"):
             if not getattr(fit, name) > 0:
                 raise UserError(f"--{prefix}{name.replace('_', '-')} {getattr(fit, name)}: must be more than 0")
+        if not (0 <= fit.ema < 1 and fit.weight_decay >= 0 and fit.warmup >= 0):
+            raise UserError(f"--{prefix}ema {fit.ema}: must be in [0, 1); weight decay and warm-up at least 0")
+    if config.run.seed < 0:
+        raise UserError(f"--seed {config.run.seed}: must be at least 0")
     if not 0 <= config.caption_drop <= 1:
         raise UserError(f"--caption-drop {config.caption_drop}: must be between 0 and 1")
     if isinstance(config, BaseConfig):
@@ -125,6 +129,20 @@ def check(config: BaseConfig | ControlConfig) -> None:
 
 def check_sizes(config: BaseConfig) -> None:
     """Raise UserError, naming the flag, for sizes that do not fit together."""
+    counts = {
+        "limit": config.data.limit + 1,
+        "vae.res-blocks": config.vae.res_blocks,
+        "text.length": config.text.length,
+    }
+    counts |= {
+        "unet.res-blocks": config.unet.res_blocks,
+        "unet.heads": config.unet.heads,
+        "text.heads": config.text.heads,
+    }
+    counts |= {"vae.widths": min(config.vae.widths, default=0), "unet.widths": min(config.unet.widths, default=0)}
+    for flag, count in counts.items():
+        if count < 1:
+            raise UserError(f"--{flag}: must be at least {0 if flag == 'limit' else 1}")
     widths, attention, heads = config.unet.widths, config.unet.attention, config.unet.heads
     if len(attention) != len(widths):
         raise UserError(f"--unet.attention: {len(attention)} values for {len(widths)} --unet.widths; give as many")

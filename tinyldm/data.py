@@ -22,7 +22,8 @@ def load(
 ) -> Dataset:
     """A split ("train", "validation", "test") of a dataset by name: its first `limit` images, all if that is 0.
 
-    Without the held-out pairs of class and attribute, unless `held_out`: no network of ours is ever trained on those.
+    Without the held-out pairs of class and attribute, unless `held_out`: the generative networks are never trained on
+    those, only the classifier that judges them is.
     """
     dataset = DATASETS[name](split, resolution, data_dir)
     dataset = dataset if held_out else dataset.subset(~dataset.held_out)

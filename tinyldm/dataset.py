@@ -49,7 +49,7 @@ class Dataset:
     captions: Captions
     labels: dict[str, Tensor]  # name -> (n,) long; "class" comes first, then the attributes
     names: dict[str, tuple[str, ...]]  # name -> the word for each value
-    held_out: Tensor  # (n,) bool: a pair of class and attribute that no training or validation image has
+    held_out: Tensor  # (n,) bool: a pair of class and attribute that no generative network is trained on
 
     def __len__(self) -> int:
         return len(self.images)

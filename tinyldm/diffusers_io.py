@@ -17,7 +17,7 @@ from tinyldm.controlnet import ControlNet
 from tinyldm.diffusers_names import table_of
 from tinyldm.diffusion import Schedule
 from tinyldm.errors import UserError
-from tinyldm.ldm import NO_BASE, LatentDiffusion, load_control
+from tinyldm.ldm import NO_BASE, LatentDiffusion, load_control, save_control
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
 
@@ -113,20 +113,38 @@ def scheduler_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def unet_config(settings: dict[str, Any], source: Path) -> UNetConfig:
     """The sizes in diffusers' config.json of a U-Net or ControlNet. Raises UserError for another layout than SD-1.5's."""
-    heads = settings.get("num_attention_heads") or settings.get("attention_head_dim")
-    kinds = set(settings["down_block_types"]) - {"DownBlock2D", "CrossAttnDownBlock2D"}
-    if kinds or settings.get("use_linear_projection") or not isinstance(heads, int):
-        raise UserError(
-            f"{source}: not the layout of SD-1.5 (block types, linear projections or heads per level differ)"
+    try:
+        config = UNetConfig(
+            channels=int(settings["in_channels"]),
+            widths=tuple(settings["block_out_channels"]),
+            res_blocks=int(settings["layers_per_block"]),
+            attention=tuple(kind.startswith("CrossAttn") for kind in settings["down_block_types"]),
+            heads=int(settings.get("num_attention_heads") or settings["attention_head_dim"]),
+            context_width=int(settings["cross_attention_dim"]),
         )
-    return UNetConfig(
-        channels=settings["in_channels"],
-        widths=tuple(settings["block_out_channels"]),
-        res_blocks=settings["layers_per_block"],
-        attention=tuple(kind.startswith("CrossAttn") for kind in settings["down_block_types"]),
-        heads=heads,
-        context_width=settings["cross_attention_dim"],
-    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source}/config.json: not the config of a U-Net in the layout of SD-1.5 ({error})") from error
+    check_layout(settings, {**encoder_settings(config), **LAYOUT}, source)
+    return config
+
+
+LAYOUT = {  # of every U-Net and ControlNet of SD-1.5's kind, where diffusers' classes allow others
+    "act_fn": "silu",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_eps": 1e-5,
+    "use_linear_projection": False,
+    "transformer_layers_per_block": 1,
+    "only_cross_attention": False,
+}
+
+
+def check_layout(settings: dict[str, Any], expected: dict[str, Any], source: Path) -> None:
+    """Raise UserError naming the first entry of a config.json that these classes cannot represent."""
+    for key, value in expected.items():
+        given = settings.get(key, value)
+        if (list(given) if isinstance(given, tuple) else given) != value:
+            raise UserError(f"{source}/config.json: {key} is {given}, but the layout of SD-1.5 has {value}")
 
 
 # ---------------------------------------------------------------- folders
@@ -157,9 +175,10 @@ def import_unet(folder: Path) -> UNet:
 def import_controlnet(folder: Path, unet: UNet) -> ControlNet:
     """The ControlNet in a diffusers folder, for this U-Net, frozen. Raises UserError."""
     settings, state = read_folder(folder)
-    controlnet = ControlNet(
-        unet, settings.get("conditioning_channels", 3), settings["conditioning_embedding_out_channels"]
-    )
+    widths = settings.get("conditioning_embedding_out_channels", [16, 32, 96, 256])
+    if unet_config(settings, folder) != unet.config:
+        raise UserError(f"{folder}: this ControlNet is for a U-Net of other sizes")
+    controlnet = ControlNet(unet, settings.get("conditioning_channels", 3), widths)
     from_diffusers(controlnet, unet.config, state, folder)
     return controlnet.requires_grad_(False)
 
@@ -167,15 +186,21 @@ def import_controlnet(folder: Path, unet: UNet) -> ControlNet:
 def import_vae(folder: Path) -> VAE:
     """The autoencoder in a diffusers folder, frozen; its scaling factor becomes our scale. Raises UserError."""
     settings, state = read_folder(folder)
-    config = VAEConfig(
-        image_channels=settings["in_channels"],
-        latent_channels=settings["latent_channels"],
-        widths=tuple(settings["block_out_channels"]),
-        res_blocks=settings["layers_per_block"],
-    )
+    try:
+        config = VAEConfig(
+            image_channels=settings["in_channels"],
+            latent_channels=settings["latent_channels"],
+            widths=tuple(settings["block_out_channels"]),
+            res_blocks=settings["layers_per_block"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}/config.json: not the config of an autoencoder like SD-1.5's ({error})") from error
+    scale = settings.get("scaling_factor", 0.18215)
+    expected = vae_settings(config, scale, 0)
+    check_layout(settings, {key: expected[key] for key in ("down_block_types", "norm_num_groups")}, folder)
     vae = VAE(config)
     from_diffusers(vae, config, state, folder)
-    vae.scale.fill_(settings.get("scaling_factor", 0.18215))
+    vae.scale.fill_(scale)
     return vae.requires_grad_(False)
 
 
@@ -231,14 +256,21 @@ class Export:
 
 @dataclass(frozen=True)
 class Import:
-    """Read unet/ and vae/ in diffusers' layout into a new run folder, which takes its text encoder from a base."""
+    """Read unet/, vae/ and, if it is there, controlnet/ in diffusers' layout into new run folders OUT/base, OUT/control."""
 
     folder: Positional[Path]
-    """Folder with unet/ and vae/."""
+    """Folder with unet/ and vae/, perhaps controlnet/."""
     out: Positional[Path]
-    """The run folder to write."""
+    """Folder for the runs `base` and `control`; must not hold them yet."""
     base: Path = Path("runs/base")
-    """Run folder of train_base.py whose tokenizer and text encoder belong to that U-Net."""
+    """Run folder of train_base.py whose tokenizer, text encoder and schedule belong to that U-Net."""
+
+
+def hint_settings(controlnet: ControlNet) -> dict[str, Any]:
+    """hint_channels and hint_widths of a ControlNet, from its hint encoder."""
+    convs = [layer for layer in controlnet.hint_encoder if isinstance(layer, nn.Conv2d)]
+    widths = [convs[0].out_channels, *(conv.out_channels for conv in convs[2:-1:2])]
+    return {"hint_channels": convs[0].in_channels, "hint_widths": widths}
 
 
 def export_run(config: Export) -> None:
@@ -253,18 +285,29 @@ def export_run(config: Export) -> None:
     files.write_json(config.out / "scheduler" / "scheduler_config.json", scheduler_settings(ldm.schedule.settings))
     if config.control:
         controlnet, _ = load_control(config.control, config.base, ldm)
-        hint = [layer for layer in controlnet.hint_encoder if isinstance(layer, nn.Conv2d)]
-        widths = [hint[0].out_channels, *(layer.out_channels for layer in hint[2:-1:2])]
-        settings = controlnet_settings(unet, hint[0].in_channels, widths)
+        settings = controlnet_settings(unet, **hint_settings(controlnet))
         write_folder(config.out / "controlnet", settings, to_diffusers(controlnet, unet))
     print(config.out)
 
 
 def import_run(config: Import) -> None:
-    ldm = LatentDiffusion.load(config.base)
-    ldm.unet, ldm.vae = import_unet(config.folder / "unet"), import_vae(config.folder / "vae")
-    ldm.save(config.out)
-    files.write_json(config.out / "settings.json", files.read_json(config.base / "settings.json", NO_BASE))
+    """Write OUT/base and, with a controlnet/, OUT/control. Raises UserError if they exist or the parts do not fit."""
+    ldm, base, control = LatentDiffusion.load(config.base), config.out / "base", config.out / "control"
+    if base.exists() or control.exists():
+        raise UserError(f"{config.out}: holds runs already; name another folder")
+    unet, vae = import_unet(config.folder / "unet"), import_vae(config.folder / "vae")
+    for what in ("channels", "context_width"):
+        ours, theirs = getattr(ldm.unet.config, what), getattr(unet.config, what)
+        if ours != theirs:
+            raise UserError(f"{config.folder}/unet: its {what} is {theirs}, that of {config.base} is {ours}")
+    if (vae.config.image_channels, vae.f) != (ldm.vae.config.image_channels, ldm.vae.f):
+        raise UserError(f"{config.folder}/vae: image channels or downsampling differ from those of {config.base}")
+    ldm.unet, ldm.vae = unet, vae
+    ldm.save(base)
+    files.write_json(base / "settings.json", files.read_json(config.base / "settings.json", NO_BASE))
+    if (config.folder / "controlnet").exists():
+        controlnet = import_controlnet(config.folder / "controlnet", unet)
+        save_control(controlnet, base, control, {**hint_settings(controlnet), "condition": "canny"})
     print(config.out)
 
 

@@ -17,7 +17,7 @@ from tinyldm.conditions import CONDITIONS, canny
 from tinyldm.controlnet import ControlNet
 from tinyldm.dataset import Dataset, to_float
 from tinyldm.errors import UserError
-from tinyldm.ldm import NO_BASE, LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
 from tinyldm.metrics import (
     edge_f1,
     frechet_distance,
@@ -27,6 +27,7 @@ from tinyldm.metrics import (
     partners,
     precision_recall,
     psnr,
+    torch_fidelity,
 )
 from tinyldm.runs import load_run
 from tinyldm.training import pick_device
@@ -168,7 +169,9 @@ def share(a: Tensor, b: Tensor) -> float:
 
 def training_seconds(run: Path) -> dict[str, float]:
     """stage -> seconds of training, from a run folder's metrics.jsonl."""
-    lines = [json.loads(line) for line in files.read_text(run / "metrics.jsonl", NO_BASE).splitlines()]
+    if not (run / "metrics.jsonl").exists():  # an imported run
+        return {}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["stage"]: line["seconds"] for line in lines}
 
 
@@ -197,14 +200,25 @@ def print_table(results: dict) -> None:
     print(f"\nn = {results['n']} of the test split without the held-out pairs, seed {results['seed']}")
 
 
+def check(config: EvaluateConfig) -> None:
+    """Raise UserError for what would fail only after minutes."""
+    if config.n < 10:
+        raise UserError(f"--n {config.n}: must be at least 10")
+    if not 0 <= config.seed < 2**62:
+        raise UserError(f"--seed {config.seed}: must be at least 0")
+    if config.json and (config.json.is_dir() or not config.json.parent.is_dir()):
+        raise UserError(f"--json {config.json}: name a file in a folder that exists")
+    torch_fidelity("metric_fid")
+
+
 def main(config: EvaluateConfig) -> None:
     """Measure, print the table, and write it as JSON."""
     start = time.perf_counter()
-    if config.n < 2:
-        raise UserError(f"--n {config.n}: must be at least 2")
-    if config.json and not config.json.parent.is_dir():
-        raise UserError(f"--json {config.json}: there is no folder {config.json.parent}")
+    check(config)
     ldm, train, test = load_run(config.base, "train", "test")
+    if not 1 <= config.steps <= ldm.schedule.T:
+        raise UserError(f"--steps {config.steps}: must be between 1 and {ldm.schedule.T}")
+    controlnet, condition = load_control(config.control, config.base, ldm) if config.control else (None, "")
     name = files.read_json(config.base / "settings.json", "")["data"]["dataset"]
     judge = load_judge(name)
     ldm.to(pick_device(config.device))
@@ -216,8 +230,7 @@ def main(config: EvaluateConfig) -> None:
     results["vae"], ce = measure_vae(e)
     results["base"] = measure_base(e, train)
     results["seconds"] = training_seconds(config.base)
-    if config.control:
-        controlnet, condition = load_control(config.control, config.base, ldm)
+    if controlnet:
         results["control"] = measure_control(e, controlnet.to(ldm.device), condition, ce)
         results["seconds"] |= training_seconds(config.control)
     results["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)

@@ -10,6 +10,7 @@ import tempfile
 import urllib.request
 import zlib
 from functools import lru_cache
+from http.client import HTTPException
 from itertools import product
 from pathlib import Path
 
@@ -95,20 +96,21 @@ def fetch_from_debian(folder: Path) -> None:
 def fetch(folder: Path) -> list[str]:
     """Put Fashion-MNIST into `folder`, complete or not at all; returns what was tried, and why it failed."""
     failures = []
-    folder.parent.mkdir(parents=True, exist_ok=True)
     for source, get in ((MIRROR, fetch_from_mirror), ("apt-get download dataset-fashion-mnist", fetch_from_debian)):
         print(f"Fashion-MNIST: fetching from {source}", flush=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            try:
-                get(Path(temporary))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                part = Path(temporary) / "part"
+                part.mkdir()
+                get(part)
                 for name, sha256 in FILES.items():
-                    read_idx(Path(temporary) / name, sha256)
-            except (OSError, subprocess.SubprocessError, StopIteration, UserError) as error:
-                failures.append(f"{source} ({type(error).__name__})")
-                continue
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(temporary, folder)
-            return failures
+                    read_idx(part / name, sha256)
+                shutil.rmtree(folder, ignore_errors=True)
+                part.rename(folder)
+                return failures
+        except (OSError, HTTPException, subprocess.SubprocessError, StopIteration, UserError) as error:
+            failures.append(f"{source} ({type(error).__name__})")
     return failures
 
 

@@ -1,5 +1,6 @@
 """Writing so that a kill or a full disk never costs what was there, and reading so that damage is one clear error."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,16 +15,18 @@ from tinyldm.errors import UserError
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a whole file or leave the old one: to a sibling first, flushed to disk, then renamed over it."""
+    """Write a whole file or leave the old one: to a sibling first, flushed to disk, then renamed over it. Makes folders."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 

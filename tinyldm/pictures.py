@@ -48,7 +48,6 @@ def save_image(path: Path, x: Tensor) -> None:
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture (H, W, 3), uint8 RGB."""
     _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, png.tobytes())
 
 
@@ -67,7 +66,10 @@ def read_image(path: Path, channels: int, resolution: int) -> Tensor:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a PNG or JPEG picture") from error
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    picture = cv2.imdecode(content, flag) if len(content) else None
+    try:
+        picture = cv2.imdecode(content, flag) if len(content) else None
+    except cv2.error:  # larger than OpenCV is willing to decode
+        picture = None
     if picture is None:
         raise UserError(f"{path}: not a picture; give a PNG or JPEG picture")
     height, width = picture.shape[:2]

@@ -16,7 +16,6 @@ from tinyldm.data import load
 from tinyldm.dataset import to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import NO_BASE, LatentDiffusion
-from tinyldm.training import plot_losses
 from tinyldm.vae import VAE
 
 FREE = ("preset", "resume", "overwrite", "device")  # settings that may differ when a run is resumed
@@ -28,12 +27,16 @@ def open_run(out: Path, config: BaseConfig | ControlConfig) -> None:
     Raises UserError if it holds a run (unless --overwrite), is no run folder of ours, or cannot be written.
     """
     settings = json.loads(json.dumps(asdict(config), default=str))
+    if isinstance(config, ControlConfig):
+        settings["base_sha256"] = files.read_json(config.base / "config.json", NO_BASE)["sha256"]["unet"]
+        if out.resolve() in (config.base.resolve(), *config.base.resolve().parents):
+            raise UserError(f"--out {out}: holds the base {config.base}; name another folder")
     if config.run.resume:
         return check_resumable(out, settings)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     if out.exists() and any(out.iterdir()):
-        if not (out / "settings.json").exists():
+        if not is_run(out):
             raise UserError(f"--out {out}: a folder with other content; name a new one")
         if not config.run.overwrite:
             raise UserError(f"--out {out}: holds a run already; give --resume, --overwrite or another folder")
@@ -43,6 +46,14 @@ def open_run(out: Path, config: BaseConfig | ControlConfig) -> None:
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror})") from error
     files.write_json(out / "settings.json", settings)
+
+
+def is_run(folder: Path) -> bool:
+    """Did `open_run` make this folder?"""
+    try:
+        return {"preset", "run", "fit"} <= set(json.loads((folder / "settings.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def check_resumable(out: Path, settings: dict) -> None:
@@ -66,8 +77,7 @@ def flat(settings: dict, prefix: str = "") -> dict[str, object]:
 
 
 def finish_run(out: Path) -> None:
-    """Draw the loss curves, drop the checkpoints, and say where everything is."""
-    plot_losses(out)
+    """Drop the checkpoints, and say where everything is."""
     for path in out.glob("*.checkpoint"):
         path.unlink()
     print(f"{out}: done")

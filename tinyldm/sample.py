@@ -1,5 +1,6 @@
 """`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,17 +56,29 @@ def check(config: SampleConfig) -> None:
         raise UserError("--control and --hint go together: give both or neither")
     if len({len(config.hint or (None,)), len(config.prompt)} - {1}) > 1:
         raise UserError(f"{len(config.hint)} --hint and {len(config.prompt)} --prompt: give one of either, or as many")
+    if not config.prompt:
+        raise UserError('--prompt: give at least one; "" is the empty prompt')
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"--seed {config.seed}: must be between 0 and 2**63 - 1")
     for name in ("num_images", "steps"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    folder = next(parent for parent in config.out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--out {config.out}: cannot be written into {folder}")
     if config.out.is_dir() or config.out.suffix.lower() != ".png":
         raise UserError(f"--out {config.out}: name a file that ends in .png")
 
 
 def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) -> Tensor:
     """A picture's hint (1, 1, H, W) at the resolution of the base."""
-    x = read_image(path, 1 if is_edges else ldm.vae.config.image_channels, ldm.resolution)
-    return (x > 0).float() if is_edges else CONDITIONS[condition](x)
+    if is_edges:
+        hint = (read_image(path, 1, ldm.resolution) > -1).float()  # any edge in a cell, however thin, is an edge
+    else:
+        hint = CONDITIONS[condition](read_image(path, ldm.vae.config.image_channels, ldm.resolution))
+    if not hint.any():
+        print(f"note: {path} has no edges", file=sys.stderr)
+    return hint
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == "linux":
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            ctypes.CDLL(None).mallopt(option, value)
+            getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value)
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -111,7 +112,7 @@ class Log:
         """Go on after this step of an earlier process: forget its later lines, and count its seconds."""
         self.pending = step % len(self.losses)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        entries = [json.loads(line) for line in lines]
+        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a kill can tear the last one
         entries = [e for e in entries if e["stage"] != self.stage or e["step"] <= step]
         files.write(self.path, "".join(json.dumps(e) + "\n" for e in entries).encode())
         self.start -= max((e["seconds"] for e in entries if e["stage"] == self.stage), default=0.0)
@@ -142,6 +143,8 @@ class Log:
 
 def compile_networks(run: RunConfig, *networks: nn.Module) -> None:
     """torch.compile the forward of each network in place, if --compile; names and weights stay as they are."""
+    if run.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise UserError("--compile: there is no C++ compiler; install one, or give --no-compile")
     for network in networks if run.compile else ():
         network.compile(dynamic=False)
 
@@ -151,11 +154,11 @@ def to_device(batch: tuple, device: torch.device) -> tuple:
 
 
 @torch.no_grad()
-def validation_loss(stage: nn.Module, batch: tuple) -> dict[str, float]:
-    """The loss of a fixed batch with the same noise and timesteps every time, as a line of the log; {} without a batch."""
-    with torch.random.fork_rng():
+def validation_loss(stage: nn.Module, batch: tuple) -> float:
+    """The loss of a fixed batch with the same noise and timesteps every time."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        return {"validation_loss": stage(*batch).item()} if batch else {}
+        return stage(*batch).item()
 
 
 def fit(
@@ -206,8 +209,11 @@ def fit(
                     print(f"\nstopped after step {done} of {name}; --resume goes on", file=sys.stderr)
                     sys.exit(128 + stop[0])
                 with ema.applied(), torch.compiler.set_stance("force_eager"):
-                    log.write(step=done, **validation_loss(stage, to_device(validation, device)))
+                    if validation:
+                        log.write(step=done, validation_loss=validation_loss(stage, to_device(validation, device)))
                     preview(done)
+        if stop:
+            sys.exit(128 + stop[0])
     ema.copy_to_module()
 
 
