@@ -14,7 +14,7 @@ from tinyldm.config import FitConfig, RunConfig
 from tinyldm.dataset import Columns
 from tinyldm.errors import UserError
 from tinyldm.stages import drop_captions
-from tinyldm.training import EMA, batch_indices, fit, lr_factor, pick_device
+from tinyldm.training import EMA, batch_indices, fit, lr_factor, pick_device, seed_step
 
 
 class Regression(nn.Module):
@@ -161,6 +161,15 @@ def test_validation_and_previews_do_not_change_the_training(tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate(tmp_path):
     with pytest.raises(UserError, match=r"line: loss is nan by step 20, learning rate .*lower --lr"):
         fit(Regression(explode_at=15), DATA, CONFIG, RunConfig(), tmp_path, "line")
+
+
+def test_noise_is_a_function_of_seed_and_step():
+    draws = []
+    for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1)):
+        seed_step(seed, step)
+        draws.append(torch.randn(5))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
 
 
 def test_every_epoch_is_another_permutation_of_all_images():
