@@ -178,6 +178,7 @@ def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
 def test_compiled_networks_train_to_nearly_the_same_weights(runs, tmp_path):
     run = RunConfig(compile=True)
     train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=run))
