@@ -179,13 +179,15 @@ def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
-def test_compiled_networks_train_to_nearly_the_same_weights(runs, tmp_path):
+def test_compiled_networks_have_nearly_the_same_losses(runs, tmp_path):
+    """Not the same weights: where a gradient is 0 but for rounding, as before a GroupNorm, Adam still takes whole steps."""
     run = RunConfig(compile=True)
     train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=run))
     train_control.main(replace(CONTROL_PRESETS["tiny"], base=tmp_path / "base", out=tmp_path / "control", run=run))
-    eager, compiled = (LatentDiffusion.load(folder / "base") for folder in (runs, tmp_path))
-    for a, b in zip(eager.vae.parameters(), compiled.vae.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+    for name in ("base", "control"):
+        lines = [(folder / name / "metrics.jsonl").read_text().splitlines() for folder in (runs, tmp_path)]
+        eager, compiled = ([json.loads(line).get("loss", 0.0) for line in part] for part in lines)
+        assert compiled == pytest.approx(eager, rel=1e-2)
 
 
 @pytest.mark.slow
