@@ -1,18 +1,23 @@
 """Train a latent diffusion model: the autoencoder, then text encoder and U-Net on its latents [LDM, arXiv 2112.10752]."""
 
+from tinyldm.cli import parse_with_preset, run_command
+from tinyldm.config import BASE_PRESETS, BaseConfig, check
+
+if __name__ == "__main__":  # before torch is imported: --help and mistakes answer at once
+    config = run_command(lambda: parse_with_preset(BASE_PRESETS))
+
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from tinyldm.cli import parse_with_preset, run_command
-from tinyldm.config import BASE_PRESETS, BaseConfig, check
+from tinyldm import files
 from tinyldm.data import load
 from tinyldm.dataset import Columns, Dataset, to_float
 from tinyldm.diffusion import Schedule
 from tinyldm.ldm import LatentDiffusion, generate, last
 from tinyldm.pictures import save_grid
-from tinyldm.runs import encode_all, finish_run, open_run
+from tinyldm.runs import encode_all, finish_run, latents_file, open_run
 from tinyldm.stages import BaseStage, VAEStage
 from tinyldm.text import TextEncoder, Tokenizer
 from tinyldm.training import compile_networks, fit, pick_device, plot_losses
@@ -68,15 +73,16 @@ def main(config: BaseConfig) -> None:
     ldm.vae.set_scale(z)
     z *= ldm.vae.scale.cpu()
 
-    stage = BaseStage(ldm, config.caption_drop)
+    stage = BaseStage(ldm, config.caption_drop, config.timesteps)
     preview = partial(preview_base, ldm, config, validation)
     panel = (encode_all(ldm.vae, validation.images[:256], device), validation.captions.full()[:256])
     fit(stage, Columns(z, train.captions), config.fit, config.run, config.out, "base", panel, preview)
 
     plot_losses(config.out)
     ldm.save(config.out)
+    files.write_tensors(latents_file(config.out), {"z": z})
     finish_run(config.out)
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_with_preset(BASE_PRESETS)))
+    run_command(lambda: main(config))

@@ -1,20 +1,24 @@
 """Attach a ControlNet to a frozen base and train it on hints taken from the images [CN, arXiv 2302.05543]."""
 
+from tinyldm.cli import parse_with_preset, run_command
+from tinyldm.config import CONTROL_PRESETS, ControlConfig, check
+
+if __name__ == "__main__":  # before torch is imported: --help and mistakes answer at once
+    config = run_command(lambda: parse_with_preset(CONTROL_PRESETS))
+
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tinyldm.cli import parse_with_preset, run_command
 from tinyldm.conditions import CONDITIONS
-from tinyldm.config import CONTROL_PRESETS, ControlConfig, check
 from tinyldm.controlnet import ControlNet
 from tinyldm.dataset import Columns, Dataset, to_float
 from tinyldm.errors import UserError
 from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, save_control
 from tinyldm.pictures import hint_image, save_grid, save_image
-from tinyldm.runs import encode_all, finish_run, hints_of, load_run, open_run
+from tinyldm.runs import encode_all, finish_run, hints_of, load_run, open_run, train_latents
 from tinyldm.stages import ControlStage
 from tinyldm.training import compile_networks, fit, pick_device, plot_losses
 
@@ -54,12 +58,13 @@ def main(config: ControlConfig) -> None:
     compile_networks(config.run, ldm.unet, controlnet)
 
     condition = CONDITIONS[config.condition]
-    z, hints = encode_all(ldm.vae, train.images, device), hints_of(condition, train.images)
+    z, hints = train_latents(config.base, ldm.vae, train.images, device), hints_of(condition, train.images)
     prompts, panel_hints = validation.captions.full()[:256], hints_of(condition, validation.images[:256])
     panel = (encode_all(ldm.vae, validation.images[:256], device), panel_hints, prompts)
     preview = partial(preview_control, ldm, controlnet, panel_hints, prompts, config.out)
 
-    stage = ControlStage(ldm, controlnet, config.caption_drop)
+    captions = [*prompts, *(caption for choices in train.captions.choices for caption in choices)]
+    stage = ControlStage(ldm, controlnet, captions, config.caption_drop, config.timesteps)
     data = Columns(z, hints, train.captions)
     fit(stage, data, config.fit, config.run, config.out, "control", panel, preview)
 
@@ -70,4 +75,4 @@ def main(config: ControlConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_with_preset(CONTROL_PRESETS)))
+    run_command(lambda: main(config))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyldm.diffusion import SAMPLERS, Schedule, ddim, ddpm, diffusion_loss, dpm_solver_pp, guided
+from tinyldm.diffusion import SAMPLERS, TIMESTEPS, Schedule, ddim, ddpm, diffusion_loss, dpm_solver_pp, guided
 from tinyldm.ldm import last
 
 SCHEDULE = Schedule()
@@ -138,6 +138,26 @@ def test_loss_of_the_exact_eps_is_the_conditional_variance_and_of_zero_is_one():
     expected = (a * STD**2 / (a * STD**2 + 1 - a)).mean().item()  # Var[eps | z_t], averaged over t
     assert abs(best.item() - expected) < 0.01
     assert abs(worst.item() - 1) < 0.02
+
+
+def test_timesteps_are_drawn_evenly_or_from_the_middle():
+    torch.manual_seed(0)
+    even, middle = (TIMESTEPS[name](1000, 100_000, torch.device("cpu")) for name in ("uniform", "logit-normal"))
+    for t in (even, middle, TIMESTEPS["logit-normal"](2, 1000, torch.device("cpu"))):
+        assert t.min() >= 1 and t.max() <= 1000 and t.dtype == torch.long
+    assert abs(even.float().mean() - 500.5) < 3 and abs(even.float().std() - 1000 / 12**0.5) < 3
+    logits = torch.logit((middle - 0.5) / 1000)
+    assert abs(logits.mean() - 0.5) < 0.02 and abs(logits.std() - 1) < 0.02
+
+
+def test_the_loss_draws_its_timesteps_as_told():
+    torch.manual_seed(0)
+    seen = {}
+    for name in TIMESTEPS:
+        diffusion_loss(
+            SCHEDULE, lambda z, t, name=name: seen.update({name: t.float().mean()}) or z, noise(50_000), name
+        )
+    assert abs(seen["uniform"] - 500.5) < 5 and seen["logit-normal"] > 580
 
 
 def test_guidance_interpolates_and_1_is_off():

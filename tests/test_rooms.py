@@ -4,10 +4,10 @@ import ast
 from pathlib import Path
 
 ROOMS = [
-    *["errors", "files", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
+    *["errors", "files", "sizes", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
     *["dataset", "fashion_mnist", "shapes", "data", "conditions", "pictures"],
-    *["ldm", "config", "cli", "checkpoint", "training", "runs", "stages", "classifier", "metrics"],
-    *["sample", "evaluate", "diffusers_names", "diffusers_io"],
+    *["ldm", "config", "cli", "checkpoint", "muon", "training", "runs", "stages", "classifier", "metrics"],
+    *["sample", "evaluate", "diffusers_names", "diffusers_io", "curve", "workloads", "benchmark"],
 ]
 PACKAGE = Path(__file__).parents[1] / "tinyldm"
 

@@ -81,16 +81,17 @@ class Convolution(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.steps = nn.Conv2d(3, 4, 3), 0
+        self.conv, self.steps = nn.Conv2d(3, 18, 3), 0
 
     def forward(self, x):
         self.steps += 1
         return (self.conv(x) ** 2).mean() + (self.conv(x + torch.randn_like(x)) - 1).abs().mean()
 
 
-def test_a_resumed_convolution_keeps_its_moments_in_place(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_convolution_keeps_its_moments_in_place(tmp_path, optimizer):
     data = Columns(torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
-    config = replace(CONFIG, steps=20, preview_every=10)
+    config = replace(CONFIG, steps=20, preview_every=10, optimizer=optimizer)
 
     def die(step):
         if step == 10:

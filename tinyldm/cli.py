@@ -2,18 +2,19 @@
 
 import argparse
 import contextlib
+import ctypes
 import io
 import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 import tyro
 
 from tinyldm.errors import UserError
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
 
 
 def parse(kind: type[Config], default: Config | None = None, args: list[str] | None = None) -> Config:
@@ -42,16 +43,27 @@ def parse_with_preset(presets: dict[str, Config], args: list[str] | None = None)
     first.add_argument("--preset", default="auto", nargs="?")
     name = first.parse_known_args(args)[0].preset
     if name == "auto":
-        name = "gpu" if torch.cuda.is_available() else "cpu"
+        name = "gpu" if has_gpu() else "cpu"
     if name not in presets:
         raise UserError(f"--preset {name}: not one of auto, {', '.join(presets)}")
     return parse(type(presets[name]), presets[name], args)
 
 
-def run_command(command: Callable[[], object]) -> None:
-    """Run a command line's main; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+def has_gpu() -> bool:
+    """Is there a CUDA device? Without a driver the answer is no, and torch is not imported to ask."""
     try:
-        command()
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def run_command(command: Callable[[], Result]) -> Result:
+    """What a command returns; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -45,9 +45,23 @@ class Schedule(nn.Module):
         return [round(self.T * i / steps) for i in range(steps, -1, -1)]
 
 
-def diffusion_loss(schedule: Schedule, eps_fn: EpsFn, z_0: Tensor) -> Tensor:
+def uniform(T: int, number: int, device: torch.device) -> Tensor:
+    """Timesteps (number,), each of 1..T as likely as any other [DDPM, algorithm 1]."""
+    return torch.randint(1, T + 1, (number,), device=device)
+
+
+def logit_normal(T: int, number: int, device: torch.device, mean: float = 0.5, std: float = 1.0) -> Tensor:
+    """Timesteps (number,) of which the middle, and with mean > 0 what is above it, is drawn most (arXiv 2403.03206, 3.1)."""
+    u = torch.sigmoid(mean + std * torch.randn(number, device=device))  # in (0, 1)
+    return 1 + (u * T).long().clamp(max=T - 1)
+
+
+TIMESTEPS: dict[str, Callable[[int, int, torch.device], Tensor]] = {"uniform": uniform, "logit-normal": logit_normal}
+
+
+def diffusion_loss(schedule: Schedule, eps_fn: EpsFn, z_0: Tensor, timesteps: str = "uniform") -> Tensor:
     """|| eps - eps_fn(z_t, t) ||^2 for one random t and eps per image of z_0 (b, c, h, w), averaged to () [DDPM, eq. 14]."""
-    t = torch.randint(1, schedule.T + 1, (len(z_0),), device=z_0.device)
+    t = TIMESTEPS[timesteps](schedule.T, len(z_0), z_0.device)
     eps = torch.randn_like(z_0)
     return F.mse_loss(eps_fn(schedule.q_sample(z_0, t, eps), t).float(), eps)
 

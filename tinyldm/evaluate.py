@@ -1,38 +1,10 @@
 """`python -m tinyldm.evaluate`: how good are the autoencoder, the base and the control, on the test split?"""
 
-import json
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from tinyldm import files
-from tinyldm.classifier import Judge, accuracy, load_judge
 from tinyldm.cli import parse, run_command
-from tinyldm.conditions import CONDITIONS, canny
-from tinyldm.controlnet import ControlNet
-from tinyldm.dataset import Dataset, to_float
-from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
-from tinyldm.metrics import (
-    edge_f1,
-    frechet_distance,
-    gain,
-    interval,
-    kernel_distance,
-    partners,
-    precision_recall,
-    psnr,
-    torch_fidelity,
-)
-from tinyldm.runs import load_run
-from tinyldm.training import pick_device
-
-BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -54,6 +26,43 @@ class EvaluateConfig:
     json: Path | None = None
     """Also write the numbers to this file."""
     device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 samples in bfloat16 by autocast; auto does so where the processor multiplies it natively."""
+
+
+if __name__ == "__main__":  # before torch is imported: --help and mistakes answer at once
+    config = run_command(lambda: parse(EvaluateConfig))
+
+import json
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tinyldm import files
+from tinyldm.classifier import Judge, accuracy, load_judge
+from tinyldm.conditions import CONDITIONS, canny
+from tinyldm.controlnet import ControlNet
+from tinyldm.dataset import Dataset, to_float
+from tinyldm.errors import UserError
+from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.metrics import (
+    edge_f1,
+    frechet_distance,
+    gain,
+    interval,
+    kernel_distance,
+    partners,
+    precision_recall,
+    psnr,
+    torch_fidelity,
+)
+from tinyldm.runs import load_run
+from tinyldm.training import keep_freed_memory, pick_device, pick_precision
+
+BATCH = 100
 
 
 @dataclass
@@ -65,6 +74,7 @@ class Evaluation:
     judge: Judge
     data: Dataset  # n images of the test split
     reference: Tensor  # features of the whole test split (m, d)
+    dtype: torch.dtype  # of sampling
 
     @torch.no_grad()
     def samples(self, prompts: Sequence[str], name: str, controlnet: ControlNet | None = None, hints=None) -> Tensor:
@@ -74,7 +84,8 @@ class Evaluation:
             part = slice(i, i + BATCH)
             controls = [bind_hint(controlnet, hints[part].to(self.ldm.device))] if controlnet else []
             settings = {"guidance": self.config.guidance, "steps": self.config.steps, "seed": self.config.seed + i}
-            z_0 = last(generate(self.ldm, prompts[part], controls=controls, **settings))
+            with torch.autocast(self.ldm.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                z_0 = last(generate(self.ldm, prompts[part], controls=controls, **settings)).float()
             images.append(self.ldm.vae.decode(z_0).clamp(-1, 1).cpu())
         return torch.cat(images)
 
@@ -221,17 +232,21 @@ def main(config: EvaluateConfig) -> None:
     controlnet, condition = load_control(config.control, config.base, ldm) if config.control else (None, "")
     name = files.read_json(config.base / "settings.json", "")["data"]["dataset"]
     judge = load_judge(name)
-    ldm.to(pick_device(config.device))
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    ldm.to(device, memory_format=torch.channels_last)
+    keep_freed_memory()
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(config.seed))
-    e = Evaluation(config, ldm, judge, test.subset(order[: config.n]), judge(to_float(test.images))[0])
+    e = Evaluation(config, ldm, judge, test.subset(order[: config.n]), judge(to_float(test.images))[0], dtype)
     scores = accuracy(judge, test)
     results = {"n": len(e.data), "seed": config.seed, "dataset": name, "guidance": config.guidance}
+    results |= {"steps": config.steps, "precision": str(dtype).removeprefix("torch.")}
     results |= {"classifier": {f"acc_{label}": value for label, value in scores.items()}}
     results["vae"], ce = measure_vae(e)
     results["base"] = measure_base(e, train)
     results["seconds"] = training_seconds(config.base)
     if controlnet:
-        results["control"] = measure_control(e, controlnet.to(ldm.device), condition, ce)
+        results["control"] = measure_control(e, controlnet.to(device, memory_format=torch.channels_last), condition, ce)
         results["seconds"] |= training_seconds(config.control)
     results["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
     print_table(results)
@@ -240,4 +255,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse(EvaluateConfig)))
+    run_command(lambda: main(config))

@@ -144,8 +144,10 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield z (b, c, h, w) after each of `steps` steps, one image per prompt; `ldm.vae.decode` the last to see it.
 
-    Image i starts from noise of seed + i. Guidance 1 is off; controls act on both of its passes. `eta` is for ddim.
+    Image i starts from noise of seed + i. Guidance 1 is off; controls act on both of its passes, so that without any
+    prompt both are equal and one is enough. `eta` is for ddim.
     """
+    guidance = guidance if any(prompts) else 1.0
     eps_fn = bind_context(ldm.unet, ldm.context(prompts), controls)
     null_fn = bind_context(ldm.unet, ldm.context([""] * len(prompts)), controls)
     sample = SAMPLERS[sampler]

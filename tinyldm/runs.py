@@ -99,6 +99,18 @@ def encode_all(vae: VAE, images: Tensor, device: torch.device) -> Tensor:
         return torch.cat([vae.encode(to_float(batch).to(device)).cpu() for batch in batches])
 
 
+def latents_file(base: Path) -> Path:
+    """Where a base keeps the latents of its training images; the name says of which autoencoder they are."""
+    return base / f"latents-{files.sha256(base / 'vae.safetensors')[:12]}.safetensors"
+
+
+def train_latents(base: Path, vae: VAE, images: Tensor, device: torch.device) -> Tensor:
+    """z (n, c, h, w) of the training images (n, k, H, W) of a base: those that its training kept, or encoded again."""
+    path = latents_file(base)
+    z = files.read_tensors(path, "delete it")["z"] if path.exists() else torch.empty(0)
+    return z if len(z) == len(images) else encode_all(vae, images, device)
+
+
 def hints_of(condition: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Images uint8 (n, k, H, W) -> hints uint8 (n, 1, H, W) in {0, 1}, cached once for all steps."""
     batches = tqdm(images.split(1000), desc="hints", unit_scale=1000, unit="image", leave=False)

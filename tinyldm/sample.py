@@ -1,21 +1,10 @@
 """`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from tinyldm.cli import parse, run_command
-from tinyldm.conditions import CONDITIONS
-from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
-from tinyldm.pictures import hint_image, read_image, save_grid
-from tinyldm.training import pick_device
 
 
 @dataclass(frozen=True)
@@ -48,6 +37,23 @@ class SampleConfig:
     out: Path = Path("samples.png")
     """The PNG to write; in each row the hint stands first."""
     device: str = "auto"
+
+
+if __name__ == "__main__":  # before torch is imported: --help and mistakes answer at once
+    config = run_command(lambda: parse(SampleConfig))
+
+import os
+import sys
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tinyldm.conditions import CONDITIONS
+from tinyldm.errors import UserError
+from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.pictures import hint_image, read_image, save_grid
+from tinyldm.training import pick_device
 
 
 def check(config: SampleConfig) -> None:
@@ -110,4 +116,4 @@ def main(config: SampleConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse(SampleConfig)))
+    run_command(lambda: main(config))

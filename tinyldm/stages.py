@@ -1,5 +1,7 @@
 """What `fit` minimises: one small module per training, whose `forward(batch)` returns the loss."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,23 +32,38 @@ class VAEStage(nn.Module):
 class BaseStage(nn.Module):
     """Batches (z_0 (b, c, h, w), captions)."""
 
-    def __init__(self, ldm: LatentDiffusion, caption_drop: float):
+    def __init__(self, ldm: LatentDiffusion, caption_drop: float, timesteps: str = "uniform"):
         super().__init__()
-        self.ldm, self.caption_drop = ldm, caption_drop
+        self.ldm, self.caption_drop, self.timesteps = ldm, caption_drop, timesteps
 
     def forward(self, z_0: Tensor, captions: list[str]) -> Tensor:
         context = self.ldm.context(drop_captions(captions, self.caption_drop))
-        return diffusion_loss(self.ldm.schedule, bind_context(self.ldm.unet, context), z_0)
+        return diffusion_loss(self.ldm.schedule, bind_context(self.ldm.unet, context), z_0, self.timesteps)
 
 
 class ControlStage(nn.Module):
-    """Batches (z_0 (b, c, h, w), hint uint8 (b, 1, H, W) in {0, 1}, captions); the ldm is frozen."""
+    """Batches (z_0 (b, c, h, w), hint uint8 (b, 1, H, W) in {0, 1}, captions); the ldm is frozen.
 
-    def __init__(self, ldm: LatentDiffusion, controlnet: ControlNet, caption_drop: float):
+    `captions` are all that a batch may have: their contexts are computed once, since the text encoder is frozen too.
+    """
+
+    def __init__(
+        self,
+        ldm: LatentDiffusion,
+        controlnet: ControlNet,
+        captions: Iterable[str],
+        caption_drop: float,
+        timesteps: str = "uniform",
+    ):
         super().__init__()
-        self.ldm, self.controlnet, self.caption_drop = ldm, controlnet, caption_drop
+        self.ldm, self.controlnet, self.caption_drop, self.timesteps = ldm, controlnet, caption_drop, timesteps
+        captions = list(dict.fromkeys(["", *captions]))
+        self.row = {caption: i for i, caption in enumerate(captions)}
+        parts = [ldm.context(captions[i : i + 500]) for i in range(0, len(captions), 500)]
+        self.register_buffer("contexts", torch.cat(parts))  # (captions, l, d)
 
     def forward(self, z_0: Tensor, hint: Tensor, captions: list[str]) -> Tensor:
-        context = self.ldm.context(drop_captions(captions, self.caption_drop))
+        context = self.contexts[[self.row[caption] for caption in drop_captions(captions, self.caption_drop)]]
         control = bind_hint(self.controlnet, hint.float())
-        return diffusion_loss(self.ldm.schedule, bind_context(self.ldm.unet, context, [control]), z_0)
+        eps_fn = bind_context(self.ldm.unet, context, [control])
+        return diffusion_loss(self.ldm.schedule, eps_fn, z_0, self.timesteps)

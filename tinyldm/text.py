@@ -4,7 +4,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tinyldm.blocks import Attention, FeedForward
 from tinyldm.errors import UserError
+from tinyldm.sizes import TextConfig
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 
@@ -56,17 +56,6 @@ class Tokenizer:
         """Captions -> tokens (b, l), long; cut or padded to l. The empty caption is all padding: the null prompt."""
         rows = [[self.token.get(word, 1) for word in words(caption)[: self.length]] for caption in captions]
         return torch.tensor([row + [0] * (self.length - len(row)) for row in rows]).reshape(-1, self.length)
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of the text encoder; `vocabulary` (words known) is set from the training captions."""
-
-    vocabulary: int = 0
-    length: int = 16  # l, tokens a caption
-    width: int = 128  # d
-    layers: int = 2
-    heads: int = 4
 
 
 class TextBlock(nn.Module):

@@ -21,6 +21,7 @@ from tinyldm import checkpoint, files
 from tinyldm.config import FitConfig, RunConfig
 from tinyldm.dataset import Columns
 from tinyldm.errors import UserError
+from tinyldm.muon import Muon
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # names and numbers of malloc.h
 
@@ -33,6 +34,13 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from error
     return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the device multiplies it natively, else float32."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    native = {"cuda": torch.cuda.is_bf16_supported, "cpu": native}.get(device.type, lambda: False)
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and native()) else torch.float32
 
 
 def keep_freed_memory() -> None:
@@ -142,15 +150,28 @@ class Log:
 
 
 def compile_networks(run: RunConfig, *networks: nn.Module) -> None:
-    """torch.compile the forward of each network in place, if --compile; names and weights stay as they are."""
+    """torch.compile the forward of each network in place, if --compile; names and weights stay as they are.
+
+    On CUDA each becomes a CUDA graph, since networks this small spend most of a step on launching kernels.
+    """
     if run.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise UserError("--compile: there is no C++ compiler; install one, or give --no-compile")
+    mode = "reduce-overhead" if pick_device(run.device).type == "cuda" else "default"
     for network in networks if run.compile else ():
-        network.compile(dynamic=False)
+        network.compile(dynamic=False, mode=mode)
+
+
+def build_optimizer(config: FitConfig, parameters: list[nn.Parameter], dtype: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer that `config` names; Muon computes its directions in `dtype`."""
+    if config.optimizer == "muon":
+        return Muon(parameters, config.lr, config.weight_decay, dtype=dtype)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def to_device(batch: tuple, device: torch.device) -> tuple:
-    return tuple(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in batch)
+    """The tensors of a batch on the device; to CUDA from pinned memory, so that the copy runs beside the computation."""
+    tensors = [x.pin_memory() if isinstance(x, Tensor) and device.type == "cuda" else x for x in batch]
+    return tuple(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in tensors)
 
 
 @torch.no_grad()
@@ -179,10 +200,12 @@ def fit(
     finished, saved, and the process exits. Raises UserError if the loss is not finite.
     """
     keep_freed_memory()
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing on a CPU
     device = pick_device(run.device)
     stage.to(device, memory_format=torch.channels_last)
     ema = EMA(stage, config.ema)
-    optimizer = torch.optim.AdamW(ema.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    dtype = pick_precision(run.precision, device)
+    optimizer = build_optimizer(config, ema.parameters, dtype)
     log = Log(out / "metrics.jsonl", name, torch.zeros(config.log_every, device=device))
     path, columns = out / f"{name}.checkpoint", {"weights": ema.parameters, "ema": ema.shadow, "losses": [log.losses]}
     start = checkpoint.load(path, columns, optimizer)
@@ -194,7 +217,7 @@ def fit(
             seed_step(run.seed, step)
             batch = to_device(data[batch_indices(len(data), config.batch_size, run.seed, step)], device)
             lr = config.lr * lr_factor(step, config.steps, config.warmup)
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss = stage(*batch)
             norm = update(loss, optimizer, lr, config.clip)
             ema.update(step)

@@ -3,41 +3,26 @@
 Letters: b batch, c latent channels, h w latent size, l d context tokens and their width, e width of t_emb.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tinyldm.blocks import Down, ResBlock, SpatialTransformer, TimeEmbedding, Up, zero
+from tinyldm.blocks import Down, GroupNorm, ResBlock, SpatialTransformer, TimeEmbedding, Up, zero
+from tinyldm.sizes import UNetConfig
 
 
-@dataclass(frozen=True)
-class UNetConfig:
-    """Sizes of the U-Net. Stable Diffusion 1.5: widths 320, 640, 1280, 1280, res_blocks 2, no attention on the last level."""
+def transformer(config: UNetConfig, width: int) -> nn.Module:
+    return SpatialTransformer(width, config.groups, config.heads, config.context_width)
 
-    channels: int = 4  # c, of the latent
-    widths: tuple[int, ...] = (64, 128, 128)  # one per resolution, from fine to coarse
-    res_blocks: int = 1  # a level in the encoder, one more in the decoder
-    attention: tuple[bool, ...] = (False, True, True)  # transformers at this level?
-    heads: int = 4
-    context_width: int = 128  # d
 
-    @property
-    def groups(self) -> int:
-        """Of every GroupNorm: 32, as in Stable Diffusion, or what divides narrower widths."""
-        return math.gcd(32, *self.widths)
+def transformers(config: UNetConfig, level: int) -> list[nn.Module]:
+    """What follows a ResBlock of this level: one transformer or none."""
+    return [transformer(config, config.widths[level])] if config.attention[level] else []
 
-    def transformers(self, level: int) -> list[nn.Module]:
-        """What follows a ResBlock of this level: one transformer or none."""
-        return [self.transformer(self.widths[level])] if self.attention[level] else []
 
-    def transformer(self, width: int) -> nn.Module:
-        return SpatialTransformer(width, self.groups, self.heads, self.context_width)
-
-    def res_block(self, c_in: int, c_out: int) -> nn.Module:
-        return ResBlock(c_in, c_out, self.groups, t_width=4 * self.widths[0])
+def res_block(config: UNetConfig, c_in: int, c_out: int) -> nn.Module:
+    return ResBlock(c_in, c_out, config.groups, t_width=4 * config.widths[0])
 
 
 class Block(nn.Module):
@@ -63,11 +48,11 @@ class Encoder(nn.Module):
         self.channels = [widths[0]]  # of each feature map
         for i, width in enumerate(widths):
             for _ in range(config.res_blocks):
-                self.append(width, config.res_block(self.channels[-1], width), *config.transformers(i))
+                self.append(width, res_block(config, self.channels[-1], width), *transformers(config, i))
             if i < len(widths) - 1:
                 self.append(width, Down(width))
-        res1, res2 = (config.res_block(widths[-1], widths[-1]) for _ in range(2))
-        self.append(widths[-1], res1, config.transformer(widths[-1]), res2)
+        res1, res2 = (res_block(config, widths[-1], widths[-1]) for _ in range(2))
+        self.append(widths[-1], res1, transformer(config, widths[-1]), res2)
 
     def append(self, channels: int, *parts: nn.Module) -> None:
         self.blocks.append(Block(*parts))
@@ -91,8 +76,8 @@ class Decoder(nn.Module):
         for i, width in reversed(list(enumerate(widths))):
             for j in range(config.res_blocks + 1):
                 up = [Up(width)] if i and j == config.res_blocks else []
-                res = config.res_block(c_in + skips.pop(), width)
-                self.blocks.append(Block(res, *config.transformers(i), *up))
+                res = res_block(config, c_in + skips.pop(), width)
+                self.blocks.append(Block(res, *transformers(config, i), *up))
                 c_in = width
 
     def forward(self, features: Sequence[Tensor], t_emb: Tensor, context: Tensor) -> Tensor:
@@ -119,7 +104,7 @@ class UNet(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.encoder.channels[:-1])
         self.head = nn.Sequential(
-            nn.GroupNorm(config.groups, width), nn.SiLU(), zero(nn.Conv2d(width, config.channels, 3, padding=1))
+            GroupNorm(config.groups, width), nn.SiLU(), zero(nn.Conv2d(width, config.channels, 3, padding=1))
         )
 
     def forward(self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]) -> Tensor:

@@ -1,44 +1,31 @@
 """The KL autoencoder: image x (b, k, H, W) in [-1, 1] <-> latent z (b, c, h, w) of unit variance, H = f h [LDM, 3.1]."""
 
-import math
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tinyldm.blocks import Attention, ResBlock, Up
+from tinyldm.blocks import Attention, GroupNorm, ResBlock, Up
+from tinyldm.sizes import VAEConfig
 
 
-@dataclass(frozen=True)
-class VAEConfig:
-    """Sizes of the autoencoder. Stable Diffusion 1.5: image 3, widths 128, 256, 512, 512, res_blocks 2."""
+def res_block(config: VAEConfig, c_in: int, c_out: int) -> nn.Module:
+    return ResBlock(c_in, c_out, config.groups, eps=1e-6)
 
-    image_channels: int = 1  # k
-    latent_channels: int = 4  # c
-    widths: tuple[int, ...] = (16, 32, 64)  # one per resolution; f = 2 ** (len(widths) - 1)
-    res_blocks: int = 1  # a level on the way down, one more on the way up
 
-    @property
-    def groups(self) -> int:
-        """Of every GroupNorm: 32, as in Stable Diffusion, or what divides narrower widths."""
-        return math.gcd(32, *self.widths)
+def res_blocks(config: VAEConfig, c_in: int, c_out: int, number: int) -> list[nn.Module]:
+    return [res_block(config, c_in if i == 0 else c_out, c_out) for i in range(number)]
 
-    def res_block(self, c_in: int, c_out: int) -> nn.Module:
-        return ResBlock(c_in, c_out, self.groups, eps=1e-6)
 
-    def res_blocks_of(self, c_in: int, c_out: int, number: int) -> list[nn.Module]:
-        return [self.res_block(c_in if i == 0 else c_out, c_out) for i in range(number)]
+def middle(config: VAEConfig) -> nn.Module:
+    width = config.widths[-1]
+    attention = SelfAttention(width, config.groups)
+    return nn.Sequential(res_block(config, width, width), attention, res_block(config, width, width))
 
-    def middle(self) -> nn.Module:
-        width = self.widths[-1]
-        attention = SelfAttention(width, self.groups)
-        return nn.Sequential(self.res_block(width, width), attention, self.res_block(width, width))
 
-    def head(self, width: int, channels: int) -> nn.Module:
-        norm = nn.GroupNorm(self.groups, width, eps=1e-6)
-        return nn.Sequential(norm, nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
+def head(config: VAEConfig, width: int, channels: int) -> nn.Module:
+    norm = GroupNorm(config.groups, width, eps=1e-6)
+    return nn.Sequential(norm, nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
 
 
 class Down(nn.Module):
@@ -57,7 +44,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.attention = Attention(channels, heads=1, bias=True)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -75,17 +62,17 @@ class VAE(nn.Module):
 
         down: list[nn.Module] = [nn.Conv2d(k, widths[0], 3, padding=1)]
         for i, width in enumerate(widths):
-            down += config.res_blocks_of(widths[max(i - 1, 0)], width, config.res_blocks)
+            down += res_blocks(config, widths[max(i - 1, 0)], width, config.res_blocks)
             down += [Down(width)] if i < len(widths) - 1 else []
-        self.encoder = nn.Sequential(*down, config.middle(), config.head(widths[-1], 2 * c))
+        self.encoder = nn.Sequential(*down, middle(config), head(config, widths[-1], 2 * c))
         self.quant = nn.Conv2d(2 * c, 2 * c, 1)
 
-        up: list[nn.Module] = [nn.Conv2d(c, widths[-1], 3, padding=1), config.middle()]
+        up: list[nn.Module] = [nn.Conv2d(c, widths[-1], 3, padding=1), middle(config)]
         for i, width in reversed(list(enumerate(widths))):
-            up += config.res_blocks_of(widths[min(i + 1, len(widths) - 1)], width, config.res_blocks + 1)
+            up += res_blocks(config, widths[min(i + 1, len(widths) - 1)], width, config.res_blocks + 1)
             up += [Up(width)] if i else []
         self.post_quant = nn.Conv2d(c, c, 1)
-        self.decoder = nn.Sequential(*up, config.head(widths[0], k))
+        self.decoder = nn.Sequential(*up, head(config, widths[0], k))
         self.register_buffer("scale", torch.ones(()))
 
     @property
