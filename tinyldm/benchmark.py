@@ -30,11 +30,9 @@ class BenchmarkConfig:
 if __name__ == "__main__":  # before torch is imported: --help and mistakes answer at once
     config = run_command(lambda: parse(BenchmarkConfig))
 
-import contextlib
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -118,16 +116,21 @@ def peak_memory(sizes: Sizes, part: str, name: str) -> float:
 
 def memory_of(sizes: Sizes, part: str, name: str) -> float:
     build = candidates(sizes, part, compile=False)[name]
-    with contextlib.suppress(ImportError):
-        import diffusers  # noqa: F401  what it imports is not what a step needs
+    build()  # whatever is imported on the way is not what a step needs
     torch.randn(8, 8) @ torch.randn(8, 8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    before = resident_peak()
     step = build()
     for _ in range(3):
         step()
     if sizes.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return resident_peak() - before
+
+
+def resident_peak() -> float:
+    """The most MiB of memory that this process has had; getrusage would count what its parent had before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def measure_steps(sizes: Sizes, part: str, config: BenchmarkConfig, peak: dict) -> dict[str, dict]:
@@ -148,12 +151,17 @@ def measure_steps(sizes: Sizes, part: str, config: BenchmarkConfig, peak: dict) 
         rows[name] |= {"times_as_fast": ratio(times[first], values)}
         if peak:
             rows[name]["share_of_fp32_peak"] = gflop / middle / peak["fp32"]["median"]
-        if config.memory and "compiled" not in name:
+        if measurable(config) and "compiled" not in name:
             rows[name]["peak_mib"] = peak_memory(sizes, part, name)
     if config.compile:
         pair = ratio(times["diffusers bf16, compiled"], times["tinyldm bf16, compiled"])
         rows["tinyldm bf16, compiled"]["times_as_fast_as_diffusers_compiled"] = pair
     return rows
+
+
+def measurable(config: BenchmarkConfig) -> bool:
+    """Is peak memory wanted, and to be had: on CUDA, or where Linux tells it?"""
+    return config.memory and (torch.cuda.is_available() or Path("/proc/self/status").exists())
 
 
 def control_over_base(sizes: Sizes, config: BenchmarkConfig) -> dict[str, dict]:
@@ -162,7 +170,7 @@ def control_over_base(sizes: Sizes, config: BenchmarkConfig) -> dict[str, dict]:
     builds = {part: candidates(sizes, part, False)[name] for part in ("U-Net", "ControlNet")}
     times = in_turn({part: build() for part, build in builds.items()}, config.repeats, "ControlNet / U-Net")
     row = {"time": ratio(times["ControlNet"], times["U-Net"])}
-    if config.memory:
+    if measurable(config):
         row["memory"] = peak_memory(sizes, "ControlNet", name) / peak_memory(sizes, "U-Net", name)
     return row
 

@@ -76,7 +76,7 @@ class BaseConfig:
 
     preset: Literal["auto", "tiny", "cpu", "long", "gpu"] = "auto"
     """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu.
-    long is cpu with four times the steps; tiny is for tests."""
+    long is cpu with three times the steps; tiny is for tests."""
     out: Path = Path("runs/base")
     """Run folder: weights, config, pictures, metrics."""
     data: Annotated[DataConfig, Flat] = DataConfig()
@@ -102,7 +102,7 @@ class ControlConfig:
     """Run folder of the base; its dataset is used here too."""
     preset: Literal["auto", "tiny", "cpu", "long", "gpu"] = "auto"
     """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu.
-    long is cpu with four times the steps; tiny is for tests."""
+    long is cpu with three times the steps; tiny is for tests."""
     out: Path = Path("runs/control")
     """Run folder: weights, config, pictures, metrics."""
     run: Annotated[RunConfig, Flat] = RunConfig()
@@ -199,8 +199,8 @@ BASE_PRESETS = {
 BASE_PRESETS["long"] = replace(
     BASE_PRESETS["cpu"],
     preset="long",
-    vae_fit=muon_fit(steps=6000, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=2000),
-    fit=muon_fit(steps=3200, batch_size=64, lr=4e-3, ema=0.998, preview_every=800),
+    vae_fit=muon_fit(steps=3900, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1300),
+    fit=muon_fit(steps=2250, batch_size=64, lr=4e-3, ema=0.998, preview_every=750),
 )
 CONTROL_PRESETS = {
     "cpu": ControlConfig(
@@ -216,5 +216,5 @@ CONTROL_PRESETS = {
 CONTROL_PRESETS["long"] = replace(
     CONTROL_PRESETS["cpu"],
     preset="long",
-    fit=muon_fit(steps=2400, batch_size=64, lr=8e-3, ema=0.997, preview_every=600),
+    fit=muon_fit(steps=1500, batch_size=64, lr=8e-3, ema=0.997, preview_every=375),
 )
