@@ -2,26 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tinyldm.cli import parse, run_command
 
-ALL = ("peak", "steps", "sample", "cold", "growth")
+SECTIONS = ("peak", "steps", "sample", "cold", "growth")
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """Time training steps, sampling and a cold start, in turn with diffusers' at the same sizes; print tables."""
 
-    parts: tuple[str, ...] = ALL
-    """What to time: peak, steps, sample, cold, growth."""
+    parts: tuple[str, ...] = SECTIONS
+    """What to time: peak, steps, sample, cold, growth; and quality, which compares samplers on --base in minutes."""
+    base: Path = Path("runs/base")
+    """Run folder of a trained base, for quality."""
+    n: int = 500
+    """Images per sampler, for quality."""
+    networks: tuple[Literal["U-Net", "ControlNet", "VAE"], ...] = ("U-Net", "ControlNet", "VAE")
+    """Of the part steps: which training steps."""
     preset: str = "cpu"
     """Whose sizes: tiny, cpu or gpu."""
     repeats: int = 7
     """Rounds; in each every candidate runs once, so that a noisy neighbour hits all alike."""
     compile: bool = False
     """Also time both sides under torch.compile with bf16; minutes of compiling each."""
-    memory: bool = True
-    """Also measure each step's peak memory, in a process of its own."""
     json: Path | None = None
     """Also write the numbers to this file."""
     device: str = "auto"
@@ -39,7 +44,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -48,15 +52,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from tinyldm import files
+from tinyldm.classifier import load_judge
 from tinyldm.config import BASE_PRESETS, CONTROL_PRESETS
+from tinyldm.dataset import to_float
 from tinyldm.diffusion import Schedule
 from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion
+from tinyldm.ldm import LatentDiffusion, generate, last
+from tinyldm.metrics import frechet_distance
+from tinyldm.runs import load_run
 from tinyldm.text import TextEncoder, Tokenizer
-from tinyldm.training import keep_freed_memory, pick_device
+from tinyldm.training import keep_freed_memory, pick_device, pick_precision
 from tinyldm.unet import UNet
 from tinyldm.vae import VAE
-from tinyldm.workloads import PARTS, Sizes, Step, candidates, our_unet, our_vae, sampling
+from tinyldm.workloads import Sizes, Step, candidates, our_unet, our_vae, sampling
+
+PAUSE = 0.3  # seconds before a candidate's turn: the threads of the one before spin for a while
 
 
 def seconds(step: Step) -> float:
@@ -68,12 +78,50 @@ def seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
+def serve(connection, sizes: Sizes, part: str, name: str, compile: bool) -> None:
+    """In a process of its own: build a candidate, take a step for each message, answer its seconds; at None, its memory."""
+    small = replace(sizes, unet=scaled(sizes.unet, 0.25), vae=scaled(sizes.vae, 0.25), batch=1, vae_batch=1)
+    candidates(small, part, compile=False)[name.replace(", compiled", "")]()()  # imports are no part of a step's memory
+    before = resident_peak()
+    if name.startswith("tinyldm"):
+        keep_freed_memory()  # as `fit` does, and diffusers' scripts do not
+    step = candidates(sizes, part, compile)[name]()
+    while connection.recv():
+        connection.send(seconds(step))
+    connection.send(torch.cuda.max_memory_allocated() / 2**20 if sizes.device == "cuda" else resident_peak() - before)
+
+
+class Candidate:
+    """A step that runs in a process of its own, whose memory is its own too. Call it for one step's seconds."""
+
+    def __init__(self, sizes: Sizes, part: str, name: str, compile: bool = False):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, sizes, part, name, compile), daemon=True)
+        self.process.start()
+
+    def __call__(self) -> float:
+        time.sleep(PAUSE)
+        self.connection.send(True)
+        return self.connection.recv()
+
+    def memory(self) -> float:
+        """MiB at most above what the process had before; ends the process."""
+        self.connection.send(None)
+        memory = self.connection.recv()
+        self.process.join()
+        return memory
+
+
 def in_turn(steps: dict[str, Step], repeats: int, what: str, warmup: int = 2) -> dict[str, list[float]]:
-    """name -> seconds of each round: A B C A B C ..., after `warmup` rounds that do not count."""
+    """name -> seconds of each round: A B C A B C ..., after `warmup` rounds that do not count.
+
+    A step may time itself, and return its seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in tqdm(range(-warmup, repeats), desc=what, leave=False):
         for name, step in steps.items():
-            taken = seconds(step)
+            taken = step() if isinstance(step, Candidate) else seconds(step)
             if i >= 0:
                 times[name].append(taken)
     return times
@@ -107,72 +155,42 @@ def count_gflop(step: Step) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def peak_memory(sizes: Sizes, part: str, name: str) -> float:
-    """MiB that three steps need above what the process had before, measured in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(memory_of, sizes, part, name).result()
-
-
-def memory_of(sizes: Sizes, part: str, name: str) -> float:
-    build = candidates(sizes, part, compile=False)[name]
-    build()  # whatever is imported on the way is not what a step needs
-    torch.randn(8, 8) @ torch.randn(8, 8)
-    before = resident_peak()
-    step = build()
-    for _ in range(3):
-        step()
-    if sizes.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resident_peak() - before
-
-
 def resident_peak() -> float:
-    """The most MiB of memory that this process has had; getrusage would count what its parent had before exec."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    """The most MiB that this process has had, where Linux tells it; getrusage would count its parent's before exec."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else ["VmHWM 0"]
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def measure_steps(sizes: Sizes, part: str, config: BenchmarkConfig, peak: dict) -> dict[str, dict]:
     """One training step: every candidate's time, speed, share of the fp32 peak, memory, and ratio to the first's."""
-    steps = {name: build() for name, build in candidates(sizes, part, config.compile).items()}
-    gflop = count_gflop(steps["tinyldm fp32"])
+    gflop = count_gflop(candidates(sizes, part, False)["tinyldm fp32"]())
     images = sizes.vae_batch if part == "VAE" else sizes.batch
+    steps = {name: Candidate(sizes, part, name, config.compile) for name in candidates(sizes, part, config.compile)}
     times = in_turn(steps, config.repeats, part)
-    first = next(iter(times))
-    rows = {}
+    first, rows = next(iter(times)), {}
     for name, values in times.items():
         middle = statistics.median(values)
-        rows[name] = {
-            "seconds": spread(values),
-            "images_per_second": images / middle,
-            "gflop_per_second": gflop / middle,
-        }
-        rows[name] |= {"times_as_fast": ratio(times[first], values)}
+        rows[name] = {"seconds": spread(values), "images_per_second": images / middle}
+        rows[name] |= {"gflop_per_second": gflop / middle, "times_as_fast": ratio(times[first], values)}
         if peak:
             rows[name]["share_of_fp32_peak"] = gflop / middle / peak["fp32"]["median"]
-        if measurable(config) and "compiled" not in name:
-            rows[name]["peak_mib"] = peak_memory(sizes, part, name)
+        rows[name]["peak_mib"] = steps[name].memory()
     if config.compile:
         pair = ratio(times["diffusers bf16, compiled"], times["tinyldm bf16, compiled"])
         rows["tinyldm bf16, compiled"]["times_as_fast_as_diffusers_compiled"] = pair
     return rows
 
 
-def measurable(config: BenchmarkConfig) -> bool:
-    """Is peak memory wanted, and to be had: on CUDA, or where Linux tells it?"""
-    return config.memory and (torch.cuda.is_available() or Path("/proc/self/status").exists())
-
-
 def control_over_base(sizes: Sizes, config: BenchmarkConfig) -> dict[str, dict]:
-    """A ControlNet's training step over the base's, as `fit` runs both, in turn: 1 is as long."""
-    name = "tinyldm as fit runs it: bf16, Muon, EMA"
-    builds = {part: candidates(sizes, part, False)[name] for part in ("U-Net", "ControlNet")}
-    times = in_turn({part: build() for part, build in builds.items()}, config.repeats, "ControlNet / U-Net")
-    row = {"time": ratio(times["ControlNet"], times["U-Net"])}
-    if measurable(config):
-        row["memory"] = peak_memory(sizes, "ControlNet", name) / peak_memory(sizes, "U-Net", name)
-    return row
+    """A ControlNet's training step over the base's, in turn: 1 is as long."""
+    rows = {}
+    for name in ("tinyldm fp32", "tinyldm bf16", "tinyldm as fit runs it: bf16, Muon, EMA"):
+        steps = {part: Candidate(sizes, part, name) for part in ("U-Net", "ControlNet")}
+        times = in_turn(steps, config.repeats, "ControlNet / U-Net")
+        rows[name] = {"time": ratio(times["ControlNet"], times["U-Net"])}
+        rows[name]["memory"] = steps["ControlNet"].memory() / max(1.0, steps["U-Net"].memory())
+    return rows
 
 
 def measure_sampling(sizes: Sizes, repeats: int) -> dict[str, dict]:
@@ -226,6 +244,35 @@ def measure_growth(sizes: Sizes, repeats: int) -> dict[str, dict[str, dict]]:
     return rows
 
 
+SAMPLINGS = (("dpm++", 15), ("dpm++", 25), ("ddim", 50), ("ddpm", 1000))
+
+
+def measure_quality(config: BenchmarkConfig, device: torch.device) -> dict[str, dict]:
+    """FD of a base's samples with the test captions, guidance 2, for each sampler; seconds an image; both over ddpm's."""
+    ldm, test = load_run(config.base, "test")
+    ldm.to(device, memory_format=torch.channels_last)
+    judge = load_judge(files.read_json(config.base / "settings.json", "")["data"]["dataset"])
+    reference, _ = judge(to_float(test.images))
+    prompts = test.captions.full()[: config.n]
+    bf16 = pick_precision("auto", device) == torch.bfloat16
+    rows = {}
+    for sampler, steps in SAMPLINGS:
+        start, parts = time.perf_counter(), []
+        for i in tqdm(range(0, len(prompts), 100), desc=f"{sampler}, {steps} steps", leave=False):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16), torch.no_grad():
+                z_0 = last(generate(ldm, prompts[i : i + 100], sampler=sampler, steps=steps, seed=i)).float()
+            parts.append(ldm.vae.decode(z_0).detach().cpu())
+        taken = (time.perf_counter() - start) / len(prompts)
+        rows[f"{sampler}, {steps} steps"] = {
+            "fd": frechet_distance(judge(torch.cat(parts))[0], reference),
+            "seconds": taken,
+        }
+    slowest = rows["ddpm, 1000 steps"]
+    for row in rows.values():
+        row |= {"fd_over_ddpm": row["fd"] / slowest["fd"], "times_as_fast": slowest["seconds"] / row["seconds"]}
+    return rows
+
+
 def scaled(config, factor: float):
     return replace(config, widths=tuple(int(width * factor) for width in config.widths))
 
@@ -260,8 +307,8 @@ def table(title: str, rows: dict[str, dict]) -> str:
 
 def check(config: BenchmarkConfig) -> None:
     """Raise UserError for flags that cannot be used."""
-    if unknown := set(config.parts) - set(ALL):
-        raise UserError(f"--parts {' '.join(sorted(unknown))}: choose from {', '.join(ALL)}")
+    if unknown := set(config.parts) - {*SECTIONS, "quality"}:
+        raise UserError(f"--parts {' '.join(sorted(unknown))}: choose from {', '.join(SECTIONS)}, quality")
     if config.preset not in BASE_PRESETS or config.repeats < 1:
         raise UserError(f"--preset must be one of {', '.join(BASE_PRESETS)}, --repeats at least 1")
     if config.json and not config.json.absolute().parent.is_dir():
@@ -295,13 +342,14 @@ def main(config: BenchmarkConfig) -> None:
         peak = measure_peak(device, config.repeats)
         report("matrix product", "peak", {name: {"gflop_per_second": value} for name, value in peak.items()})
     if "steps" in config.parts:
-        for part in PARTS:
+        for part in config.networks:
             report(
                 f"training step: {part}",
                 part,
                 measure_steps(sizes, part, config, peak if "peak" in config.parts else {}),
             )
-        report("as fit runs them", "control_over_base", {"ControlNet / U-Net": control_over_base(sizes, config)})
+        if {"U-Net", "ControlNet"} <= {*config.networks}:
+            report("ControlNet / U-Net", "control_over_base", control_over_base(sizes, config))
     if "sample" in config.parts:
         report("sampling", "sampling", measure_sampling(sizes, config.repeats))
     if "cold" in config.parts:
@@ -309,6 +357,8 @@ def main(config: BenchmarkConfig) -> None:
     if "growth" in config.parts:
         for what, rows in measure_growth(sizes, config.repeats).items():
             report(f"growth: {what}", f"growth, {what}", rows)
+    if "quality" in config.parts:
+        report(f"samplers, {config.n} images of {config.base}", "quality", measure_quality(config, device))
 
 
 if __name__ == "__main__":
