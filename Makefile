@@ -6,7 +6,7 @@ BIN := .venv/bin
 finished = $(wildcard $(RUNS)/$(1)/config.json)
 resume = $(if $(finished),--overwrite,$(if $(wildcard $(RUNS)/$(1)/settings.json),--resume))
 
-.PHONY: run test clean-runs clean
+.PHONY: run test claims clean-runs clean
 
 run: $(RUNS)/samples.png $(RUNS)/evaluation.json  ## data, base, ControlNet, evaluation table and pictures, into runs/
 
@@ -24,6 +24,9 @@ $(RUNS)/samples.png: $(RUNS)/control/config.json
 
 $(RUNS)/evaluation.json: $(RUNS)/control/config.json
 	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $@
+
+claims: .venv/ready  ## the papers' claims, tested; hours, and an interrupted run goes on where it stopped
+	$(BIN)/python -m tinyldm.claims
 
 test: .venv/ready  ## lint and the default test suite
 	$(BIN)/ruff check .

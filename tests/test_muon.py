@@ -76,3 +76,13 @@ def test_a_convolution_steps_as_the_matrix_that_it_is_in_any_memory_format():
     Muon([matrix], lr=0.1, weight_decay=0.0).step()
     for weight in weights:
         torch.testing.assert_close(weight.flatten(1), matrix.detach())
+
+
+def test_a_matrix_without_a_gradient_stays_as_it_is():
+    torch.manual_seed(0)
+    used, unused = nn.Linear(24, 24), nn.Linear(24, 24)
+    before = unused.weight.detach().clone(), used.weight.detach().clone()
+    optimizer = Muon([*used.parameters(), *unused.parameters()], lr=0.1, weight_decay=0.1)
+    used(torch.ones(2, 24)).pow(2).mean().backward()
+    optimizer.step()
+    assert torch.equal(unused.weight, before[0]) and not torch.equal(used.weight, before[1])

@@ -32,5 +32,19 @@ def test_a_room_imports_only_from_rooms_above_it():
         assert imports(PACKAGE / f"{room}.py") <= set(ROOMS[:i]), room
 
 
+def test_claims_have_an_order_too_and_nothing_imports_them():
+    folder = PACKAGE / "claims"
+    order = ["lab", "claim", "arms", *sorted(p.stem for p in folder.glob("e??_*.py")), "report", "all", "__main__"]
+    assert {path.stem for path in folder.glob("*.py")} == {*order, "__init__"}
+    for i, room in enumerate(order):
+        names = set()
+        for node in ast.walk(ast.parse((folder / f"{room}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "tinyldm.claims":
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinyldm.claims."):
+                names.add(node.module.split(".")[2])
+        assert names <= set(order[:i]), room
+
+
 def test_diffusion_knows_no_network():
     assert imports(PACKAGE / "diffusion.py") == set()

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyldm import benchmark, files
+from tinyldm import benchmark, curve, files
 from tinyldm.benchmark import BenchmarkConfig, count_gflop, in_turn, ratio
 from tinyldm.blocks import GroupNorm, attend
 from tinyldm.controlnet import ControlNet
 from tinyldm.diffusion import Schedule
+from tinyldm.errors import UserError
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.runs import latents_file, train_latents
 from tinyldm.stages import ControlStage
@@ -117,3 +118,22 @@ def test_benchmark_prints_tables_and_writes_json(tmp_path, capfd):
     assert rows["diffusers, its defaults: fp32"]["times_as_fast"]["median"] == 1
     assert all(row["images_per_second"] > 0 and row["share_of_fp32_peak"] > 0 for row in rows.values())
     assert rows["tinyldm fp32"]["peak_mib"] > 1
+
+
+def evaluation(folder, name: str, minutes: float, gain: float):
+    row = {"gain": gain, "gain_interval": [gain - 0.02, gain + 0.02], "fd": 2.0}
+    results = {"vae": {"ce": 0.87}, "base": {"fd": 3.0, "acc_class": 0.9}, "control": {"perfect": row}}
+    results["seconds"] = {"vae": 10 * minutes, "base": 30 * minutes, "control": 20 * minutes, "evaluate": 99.0}
+    files.write_json(folder / name, results)
+    return folder / name
+
+
+def test_the_curve_sorts_runs_by_their_minutes_of_training(tmp_path, capfd):
+    paths = (evaluation(tmp_path, "long.json", 30, 0.7), evaluation(tmp_path, "short.json", 5, 0.5))
+    curve.main(curve.CurveConfig(paths, tmp_path / "curve.png"))
+    rows = capfd.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1:3] for row in rows] == [[" 5 ", " 0.5 "], [" 30 ", " 0.7 "]]
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    files.write_json(tmp_path / "no.json", {"control": {}})
+    with pytest.raises(UserError, match=r"no\.json: no evaluation"):
+        curve.main(curve.CurveConfig((tmp_path / "no.json",), tmp_path / "x.png"))

@@ -107,7 +107,7 @@ class ClassifierConfig:
     data_dir: Path | None = None
     """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
     out: Path = FOLDER
-    run: Annotated[RunConfig, Flat] = RunConfig()
+    run: Annotated[RunConfig, Flat] = RunConfig(precision="fp32")
     fit: Annotated[FitConfig, Flat] = FitConfig(
         steps=9000, batch_size=64, lr=2e-3, warmup=100, weight_decay=0.05, ema=0.999, preview_every=1000
     )

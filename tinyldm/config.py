@@ -59,7 +59,8 @@ class RunConfig:
     device: str = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 where the processor multiplies it natively."""
+    """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 where the processor multiplies it natively.
+    On CUDA fp32 has TF32 matrix products."""
     compile: bool = False
     """torch.compile the networks: minutes at the start, faster steps afterwards; needs a C++ compiler."""
     resume: bool = False

@@ -23,14 +23,18 @@ class CurveConfig:
     """The PNG to write."""
 
 
-def point(path: Path) -> dict[str, float | tuple[float, float]]:
+def point(path: Path) -> dict[str, float]:
     """What the curve needs of one run. Raises UserError if the file is no evaluation of a base and a ControlNet."""
     results = files.read_json(path, "give files that tinyldm.evaluate --control RUN --json FILE wrote")
     try:
         row, minutes = results["control"]["perfect"], sum(results["seconds"][stage] for stage in STAGES) / 60
         low_high = row["gain_interval"]
-        return {"minutes": minutes, "gain": row["gain"], "low": low_high[0], "high": low_high[1], "fd": row["fd"],
-                "base_fd": results["base"]["fd"], "acc": results["base"]["acc_class"], "ce": results["vae"]["ce"]}  # fmt: skip
+        found = {"minutes": minutes, "gain": row["gain"], "low": low_high[0], "high": low_high[1], "fd": row["fd"]}
+        return found | {
+            "base_fd": results["base"]["fd"],
+            "acc": results["base"]["acc_class"],
+            "ce": results["vae"]["ce"],
+        }
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: no evaluation of a base and a ControlNet ({error} is missing)") from error
 

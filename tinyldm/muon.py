@@ -58,7 +58,8 @@ class Muon(torch.optim.AdamW):
     def step(self) -> None:
         """One step; the gradients of the matrices are used up."""
         for matrices in self.shapes.values():
-            self.step_matrices(matrices)
+            if used := [p for p in matrices if p.grad is not None]:
+                self.step_matrices(used)
         super().step()  # passes over the matrices, which have no gradient now
 
     def step_matrices(self, matrices: list[nn.Parameter]) -> None:

@@ -200,8 +200,9 @@ def fit(
     finished, saved, and the process exits. Raises UserError if the loss is not finite.
     """
     keep_freed_memory()
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing on a CPU
     device = pick_device(run.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     stage.to(device, memory_format=torch.channels_last)
     ema = EMA(stage, config.ema)
     dtype = pick_precision(run.precision, device)

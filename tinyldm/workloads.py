@@ -104,6 +104,16 @@ def our_control(sizes: Sizes, compile: bool = False, **settings) -> Step:
     return trained(lambda: diffusion_loss(schedule, eps_fn, z_0), controlnet.parameters(), sizes.device, **settings)
 
 
+def our_unlocked(sizes: Sizes) -> Step:
+    """base + ControlNet with the base's decoder trained too, as the released code does with sd_locked=False."""
+    unet = UNet(sizes.unet).to(sizes.device, memory_format=torch.channels_last).requires_grad_(False)
+    controlnet = ControlNet(unet, 1, sizes.hint_widths).to(sizes.device, memory_format=torch.channels_last)
+    parts = [controlnet, unet.decoder.requires_grad_(True), unet.head.requires_grad_(True)]
+    schedule, (z_0, context, hint) = Schedule().to(sizes.device), sizes.inputs()
+    eps_fn = bind_context(unet, context, [bind_hint(controlnet, hint)])
+    return trained(lambda: diffusion_loss(schedule, eps_fn, z_0), nn.ModuleList(parts).parameters(), sizes.device)
+
+
 def our_vae(sizes: Sizes, compile: bool = False, **settings) -> Step:
     vae = VAE(sizes.vae).to(sizes.device, memory_format=torch.channels_last)
     compiled([vae.encoder, vae.decoder], compile)
@@ -165,6 +175,7 @@ def diffusers_scheduler() -> object:
     return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
 
+UNLOCKED = "ControlNet, decoder unlocked"
 FIT = {"bf16": True, "optimizer": "muon", "ema": True}
 PARTS = {
     "U-Net": (our_unet, diffusers_unet),
@@ -175,6 +186,8 @@ PARTS = {
 
 def candidates(sizes: Sizes, part: str, compile: bool) -> dict[str, Callable[[], Step]]:
     """name -> what builds its step, for one of PARTS; the first is the one that the others are compared to."""
+    if part == UNLOCKED:
+        return {"tinyldm fp32": partial(our_unlocked, sizes)}
     ours, theirs = (partial(build, sizes) for build in PARTS[part])
     steps = {
         "diffusers, its defaults: fp32": theirs,

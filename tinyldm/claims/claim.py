@@ -1,0 +1,72 @@
+"""What a claim is, what its run finds, and how a verdict follows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyldm.claims.lab import Lab
+from tinyldm.metrics import gain, interval
+
+SEEDS_FOR_A_VERDICT = 3
+Row = dict[str, object]
+
+
+@dataclass
+class Finding:
+    """What a run found. `passed` is None where the criterion asks for a report only."""
+
+    passed: bool | None
+    number: str  # the figure that decides, with its interval, for the table of all claims
+    rows: list[Row]  # the table of the claim
+    control: str  # what would show a broken measure, and what it showed
+    notes: list[str] = field(default_factory=list)
+    draw: Callable[[Any], None] | None = None  # on a matplotlib figure
+    pictures: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)  # rows of a grid: label, images
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper, and how it is tested; `criterion` was written before the first run."""
+
+    id: str
+    title: str
+    sentence: str  # what is claimed, in our words
+    source: str
+    criterion: str
+    setting: str
+    run: Callable[[Lab, Sequence[int]], Finding]
+    paper: str = ""  # the paper's own figures: not the same quantity as ours
+
+
+def verdict(finding: Finding, seeds: Sequence[int]) -> str:
+    """PASS or FAIL from three seeds on, UNDECIDED below; REPORTED where there is nothing to decide."""
+    if finding.passed is None:
+        return "REPORTED"
+    if len(seeds) < SEEDS_FOR_A_VERDICT:
+        return "UNDECIDED"
+    return "PASS" if finding.passed else "FAIL"
+
+
+def with_interval(mean: float, low_high: tuple[float, float], digits: int = 2) -> str:
+    return f"{mean:.{digits}f} [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]"
+
+
+def gain_of(lab: Lab, *samples: Any) -> tuple[float, tuple[float, float]]:
+    """GAIN and its interval over images, those of several seeds pooled."""
+    columns = [torch.cat([getattr(s, name) for s in samples]) for name in ("ef0", "ch")]
+    columns.append(lab.ce.repeat(len(samples)))
+    return gain(*(c.double().mean().item() for c in columns)), interval(*columns, statistic=gain)
+
+
+def share_of(seen: Tensor, wanted: Tensor) -> tuple[float, tuple[float, float]]:
+    """Share of equal labels (n,), and its interval."""
+    hit = (seen == wanted).double()
+    return hit.mean().item(), interval(hit)
+
+
+def difference(a: Tensor, b: Tensor) -> tuple[float, tuple[float, float]]:
+    """Mean of a - b (n,), paired image by image, and its interval."""
+    return (a - b).double().mean().item(), interval((a - b).double())

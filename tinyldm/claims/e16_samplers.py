@@ -1,0 +1,52 @@
+"""E16: DDIM and DPM-Solver++ need few steps."""
+
+from tinyldm.claims.claim import Claim, Finding
+from tinyldm.claims.lab import BaseArm, Lab
+from tinyldm.metrics import frechet_distance
+
+ARMS = (
+    *(("dpm++", n, 0.0) for n in (5, 10, 15, 25)),
+    *(("ddim", n, 0.0) for n in (10, 25, 50)),
+    *(("ddim", 50, eta) for eta in (0.5, 1.0)),
+    *(("ddpm", n, 1.0) for n in (50, 250, 1000)),
+)
+
+
+def run(lab: Lab, seeds: list[int]) -> Finding:
+    captions, fd = lab.test.captions.full(), {}
+    for sampler, steps, eta in ARMS:
+        values = []
+        for seed in seeds:
+            settings = {"sampler": sampler, "steps": steps, "eta": eta}
+            x = lab.sample(lab.base(BaseArm(seed)), captions, **settings)
+            values.append(frechet_distance(lab.measured(x).features, lab.reference))
+        fd[sampler, steps, eta] = sum(values) / len(values)
+    rows = [{"sampler": s, "steps": n, "eta": eta, "FD": value} for (s, n, eta), value in fd.items()]
+    ddim, ddpm, dpm = fd["ddim", 50, 0.0], fd["ddpm", 1000, 1.0], fd["dpm++", 15, 0.0]
+
+    def draw(figure) -> None:
+        ax = figure.subplots()
+        for name, eta, style in (("dpm++", 0.0, "ko-"), ("ddim", 0.0, "ks--"), ("ddpm", 1.0, "k^:")):
+            points = [(n, v) for (s, n, e), v in fd.items() if s == name and e == eta]
+            ax.plot(*zip(*points, strict=True), style, label=name)
+        ax.set(xscale="log", xlabel="steps", ylabel="FD")
+        ax.legend()
+
+    return Finding(
+        passed=ddim <= 1.1 * ddpm and dpm <= ddim,
+        number=f"FD: DDIM 50 {ddim:.2f}, DDPM 1000 {ddpm:.2f}, DPM-Solver++ 15 {dpm:.2f}",
+        rows=rows,
+        control=f"too few steps are seen: DPM-Solver++ with 5 has {fd['dpm++', 5, 0.0]:.2f}",
+        draw=draw,
+    )
+
+
+CLAIM = Claim(
+    id="E16",
+    title="Few sampling steps",
+    sentence="DDIM with 50 steps is as good as many more; DPM-Solver++ needs about 15.",
+    source="[LDM, Fig. 7], [DPM-Solver++]",
+    criterion="FD of DDIM-50 within 10 % of DDPM-1000's; FD of DPM-Solver++ at 15 not above DDIM's at 50",
+    setting="the base alone, test captions, default guidance",
+    run=run,
+)

@@ -1,0 +1,378 @@
+"""What the claims share: a dataset, models that are trained once and kept, and how their samples are measured.
+
+A model is told by a frozen dataclass, an arm; the folder that keeps it is named by the hash of everything in it, of the
+settings, and of LAB_VERSION. So an interrupted report goes on where it stopped, and claims share arms.
+"""
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tinyldm import files
+from tinyldm.classifier import Judge, load_judge
+from tinyldm.conditions import canny
+from tinyldm.config import FitConfig, RunConfig
+from tinyldm.controlnet import ControlNet
+from tinyldm.data import load
+from tinyldm.dataset import Captions, Columns, Dataset, to_float
+from tinyldm.diffusion import Schedule
+from tinyldm.ldm import Control, LatentDiffusion, bind_hint, generate, last
+from tinyldm.metrics import edge_f1, partners
+from tinyldm.runs import encode_all, hints_of
+from tinyldm.sizes import TextConfig, UNetConfig, VAEConfig
+from tinyldm.stages import BaseStage, ControlStage, VAEStage
+from tinyldm.text import TextEncoder, Tokenizer
+from tinyldm.training import fit, pick_device, pick_precision
+from tinyldm.unet import UNet
+from tinyldm.vae import VAE
+
+LAB_VERSION = 1  # raise it when a change of the code changes what an arm becomes
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How large everything is. The defaults are those of the report; `QUICK` only shows that the machinery runs."""
+
+    dataset: str = "fashion-mnist"
+    limit: int = 0  # images of each split; 0 is all
+    vae: VAEConfig = VAEConfig()
+    vae_fit: FitConfig = FitConfig(steps=1000, batch_size=16, lr=1.2e-2, warmup=100, ema=0.997, optimizer="muon")
+    text: TextConfig = TextConfig(width=64, layers=1)
+    unet: UNetConfig = UNetConfig(widths=(32, 64, 64), context_width=64)
+    base_fit: FitConfig = FitConfig(steps=800, batch_size=64, lr=4e-3, warmup=100, ema=0.995, optimizer="muon")
+    control_fit: FitConfig = FitConfig(steps=500, batch_size=64, lr=8e-3, warmup=50, ema=0.99, optimizer="muon")
+    hint_widths: tuple[int, ...] = (16, 32, 64)
+    n: int = 300  # test images of a measurement
+    guidance: float = 2.0
+    steps: int = 15  # of dpm++
+    most_steps: int = 1000  # of any sampler
+
+
+def few(fit: FitConfig) -> FitConfig:
+    return replace(fit, steps=3, batch_size=4, warmup=1, log_every=1)
+
+
+QUICK = Settings(
+    limit=40,
+    vae=VAEConfig(widths=(8, 8, 16)),
+    vae_fit=few(Settings.vae_fit),
+    text=TextConfig(width=16, layers=1, heads=2),
+    unet=UNetConfig(widths=(16, 16, 16), heads=2, context_width=16),
+    base_fit=few(Settings.base_fit),
+    control_fit=few(Settings.control_fit),
+    hint_widths=(8, 8, 16),
+    n=12,
+    steps=2,
+    most_steps=3,
+)
+
+
+@dataclass(frozen=True)
+class BaseArm:
+    """A trained base. `edit` names what a claim changed in it before training."""
+
+    seed: int = 0
+    fit: FitConfig | None = None  # None: the settings' base_fit
+    caption_drop: float = 0.1
+    timesteps: str = "logit-normal"
+    inverted: bool = False  # trained on images with black and white swapped
+    start: "BaseArm | None" = None  # fine-tuned from this one
+    unscaled: bool = False  # on latents as the autoencoder gives them, not of unit variance
+    edit: str = ""
+
+
+@dataclass(frozen=True)
+class ControlArm:
+    """A ControlNet trained on a base. `edit` names what a claim changed in it before training."""
+
+    base: BaseArm = BaseArm()
+    seed: int = 0
+    fit: FitConfig | None = None
+    caption_drop: float = 0.5
+    timesteps: str = "logit-normal"
+    images: int = 0  # the first so many training images; 0 is all
+    condition: str = "canny"  # or "silhouette"
+    edit: str = ""
+    watch: str = ""  # names what is measured during training
+
+
+def silhouette(x: Tensor) -> Tensor:
+    """Images (n, k, H, W) in [-1, 1] on black -> 1 where something is, (n, 1, H, W): a second condition to compose with."""
+    return (x.mean(1, keepdim=True) > -0.8).float()
+
+
+HINTS = {"canny": canny, "silhouette": silhouette}
+
+
+@dataclass
+class Sampled:
+    """Generated images and what was seen in them, image by image."""
+
+    x: Tensor  # (n, k, H, W) in [-1, 1]
+    features: Tensor  # (n, d), the judge's
+    seen: dict[str, Tensor]  # label -> (n,)
+    ef0: Tensor | None = None  # (n,) edge F1 against the hint
+    ch: Tensor | None = None  # (n,) the same against another image's hint of the class
+
+
+@dataclass(eq=False)
+class Lab:
+    """Trains arms, or finds them in `folder`; everything is a function of the settings and the arm."""
+
+    folder: Path
+    settings: Settings = Settings()
+    device_name: str = "auto"
+    seconds: dict[str, float] = field(default_factory=dict)  # of what was trained, by folder
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self.device_name)
+
+    @lru_cache  # noqa: B019  one lab lives as long as the process
+    def data(self, split: str) -> Dataset:
+        return load(self.settings.dataset, split, limit=self.settings.limit)
+
+    @cached_property
+    def test(self) -> Dataset:
+        """The n test images that every measurement takes its hints and captions from."""
+        data = self.data("test")
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        return data.subset(order[: self.settings.n])
+
+    @cached_property
+    def hints(self) -> Tensor:
+        """Of the test images (n, 1, H, W)."""
+        return canny(to_float(self.test.images))
+
+    @cached_property
+    def strangers(self) -> Tensor:
+        """For each test image another one of its class (n,): whose hint stands for chance."""
+        label = self.test.labels["class"]
+        return partners(label[:, None] == label[None, :], seed=0)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return load_judge(self.settings.dataset)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The judge's features of the whole test split (m, d)."""
+        return self.judge(to_float(self.data("test").images))[0]
+
+    def key(self, *what: object) -> str:
+        """Hash of everything that determines a trained arm."""
+        text = json.dumps([LAB_VERSION, asdict(self.settings), *map(described, what)], default=str, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def kept(self, name: str, network: nn.Module, train: Callable[[Path], None], *what: object) -> nn.Module:
+        """The network with the weights that its folder holds; trained into it first, if it holds none."""
+        folder = self.folder / f"{name}-{self.key(*what)}"
+        path = folder / "weights.safetensors"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "arm.json").write_text(json.dumps([described(w) for w in what], default=str, indent=1) + "\n")
+            start = time.perf_counter()
+            train(folder)
+            files.write_tensors(path, network.state_dict())
+            files.write_json(folder / "seconds.json", round(time.perf_counter() - start, 1))
+            for checkpoint in folder.glob("*.checkpoint"):
+                checkpoint.unlink()
+        network.load_state_dict(files.read_tensors(path, f"delete {folder}"))
+        self.seconds[folder.name] = files.read_json(folder / "seconds.json", f"delete {folder}")
+        network.kept_as = folder.name  # `sample` keeps what it gives under this name
+        return network.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+
+    def run(self, seed: int) -> RunConfig:
+        return RunConfig(device=self.device_name, seed=seed)
+
+    @cached_property
+    def vae(self) -> VAE:
+        """One autoencoder for every arm, with its scale."""
+        torch.manual_seed(0)
+        images = self.data("train").images
+        vae = VAE(replace(self.settings.vae, image_channels=images.shape[1]))
+
+        def train(folder: Path) -> None:
+            fit(VAEStage(vae, 3e-5), Columns(images), self.settings.vae_fit, self.run(0), folder, "vae")
+            vae.set_scale(encode_all(vae, images, self.device))
+
+        return self.kept("vae", vae, train)
+
+    @lru_cache  # noqa: B019
+    def latents(self, inverted: bool = False) -> Tensor:
+        """z (n, c, h, w) of the training images."""
+        images = self.data("train").images
+        return encode_all(self.vae, 255 - images if inverted else images, self.device)
+
+    @lru_cache  # noqa: B019
+    def train_hints(self, condition: str = "canny") -> Tensor:
+        return hints_of(HINTS[condition], self.data("train").images)
+
+    def new_base(self, seed: int, unscaled: bool = False) -> LatentDiffusion:
+        """An untrained base around the shared autoencoder, or around a copy of it that does not rescale."""
+        vae = copy.deepcopy(self.vae) if unscaled else self.vae
+        if unscaled:
+            vae.scale.fill_(1.0)
+        torch.manual_seed(seed)
+        s, captions = self.settings, self.data("train").captions
+        tokenizer = Tokenizer.from_captions((c for choices in captions.choices for c in choices), s.text.length)
+        text = TextEncoder(replace(s.text, vocabulary=len(tokenizer.vocabulary)))
+        return LatentDiffusion(vae, tokenizer, text, UNet(s.unet), Schedule(), 32)
+
+    def base(self, arm: BaseArm, edit: Callable[[LatentDiffusion], object] = lambda ldm: None) -> LatentDiffusion:
+        """The trained base of an arm; `edit` changes it before training, and the arm's `edit` names that change."""
+        ldm = self.new_base(arm.seed, arm.unscaled)
+        if arm.start:
+            ldm.load_state_dict(self.base(arm.start).state_dict())
+        edit(ldm)
+        ldm.requires_grad_(True).vae.requires_grad_(False)
+        stage = BaseStage(ldm, arm.caption_drop, arm.timesteps)
+        z = self.latents(arm.inverted) / (self.vae.scale.cpu() if arm.unscaled else 1)
+        columns = Columns(z, self.data("train").captions)
+
+        def train(folder: Path) -> None:
+            fit(stage, columns, arm.fit or self.settings.base_fit, self.run(arm.seed), folder, "base")
+
+        return self.kept("base", ldm, train, arm)
+
+    def control(
+        self,
+        arm: ControlArm,
+        edit: Callable[[ControlNet], object] = lambda controlnet: None,
+        watch: Callable[[Path, ControlNet, int], None] = lambda folder, controlnet, step: None,
+        ldm: LatentDiffusion | None = None,
+    ) -> ControlNet:
+        """The trained ControlNet of an arm; `edit` changes it before training, and the arm's `edit` names that change.
+
+        `watch(folder, controlnet, step)` is called every `preview_every` steps, and may keep what it sees in the folder.
+        """
+        ldm = ldm or self.base(arm.base)
+        torch.manual_seed(arm.seed + 1)
+        controlnet = ControlNet(ldm.unet, 1, self.settings.hint_widths)
+        edit(controlnet)
+        return self.fitted(controlnet, ldm, controlnet, arm, watch)
+
+    def fitted(
+        self,
+        network: nn.Module,
+        ldm: LatentDiffusion,
+        controlnet: nn.Module,
+        arm: ControlArm,
+        watch: Callable[[Path, nn.Module, int], None] = lambda folder, controlnet, step: None,
+    ) -> nn.Module:
+        """`network`, the part of ldm and controlnet that is not frozen, trained on the loss of a ControlNet."""
+        captions = self.data("train").captions.choices
+        everyone = {caption for choices in captions for caption in choices} | {*self.validation[2]}
+        stage = ControlStage(ldm, controlnet, sorted(everyone), arm.caption_drop, arm.timesteps)
+        first = arm.images or len(captions)
+        z, hints = self.latents(arm.base.inverted)[:first], self.train_hints(arm.condition)[:first]
+
+        def train(folder: Path) -> None:
+            columns, settings = Columns(z, hints, Captions(captions[:first])), arm.fit or self.settings.control_fit
+            seen = partial(watch, folder, controlnet)
+            fit(stage, columns, settings, self.run(arm.seed), folder, "control", self.validation, seen)
+
+        return self.kept("control", network, train, arm)
+
+    @cached_property
+    def validation(self) -> tuple[Tensor, Tensor, list[str]]:
+        """The panel of validation losses: latents, hints and captions of validation images."""
+        data = self.data("validation").subset(torch.arange(min(256, len(self.data("validation")))))
+        hints = hints_of(canny, data.images)
+        return encode_all(self.vae, data.images, self.device), hints, data.captions.full()
+
+    def folder_of(self, arm: BaseArm | ControlArm) -> Path:
+        """Where `kept` keeps it."""
+        return self.folder / f"{'base' if isinstance(arm, BaseArm) else 'control'}-{self.key(arm)}"
+
+    def validation_loss(self, arm: ControlArm) -> float:
+        """Of the trained arm, on the panel, with the same noise for every arm."""
+        lines = [json.loads(line) for line in (self.folder_of(arm) / "metrics.jsonl").read_text().splitlines()]
+        return [line["validation_loss"] for line in lines if "validation_loss" in line][-1]
+
+    def sample(
+        self,
+        ldm: LatentDiffusion,
+        prompts: Sequence[str],
+        controls: Callable[[slice], list[Control]] | None = None,
+        keep: Sequence[object] | None = None,
+        seed: int = 0,
+        **settings,
+    ) -> Tensor:
+        """One image per prompt, x (n, k, H, W) in [-1, 1] on the CPU; `controls` are made for a part of the images.
+
+        What a kept base gives is kept too, under the name of the base, the prompts and the settings; with controls only if
+        `keep` tells which.
+        """
+        if controls is None:
+            controls, keep = (lambda part: []), ()
+        settings = {"guidance": self.settings.guidance, "steps": self.settings.steps} | settings
+        settings["steps"] = min(settings["steps"], self.settings.most_steps)
+        base = getattr(ldm, "kept_as", None)
+        if base is None or keep is None:
+            return self.drawn(ldm, prompts, controls, seed, settings)
+        path = self.folder / f"samples-{self.key(base, list(prompts), settings, seed, *keep)}.safetensors"
+        if not path.exists():
+            files.write_tensors(path, {"x": self.drawn(ldm, prompts, controls, seed, settings)})
+        return files.read_tensors(path, f"delete {path}")["x"]
+
+    @torch.no_grad()
+    def drawn(
+        self, ldm: LatentDiffusion, prompts: Sequence[str], controls: Callable, seed: int, settings: dict
+    ) -> Tensor:
+        """`sample`, without keeping."""
+        bf16 = pick_precision("auto", self.device) == torch.bfloat16
+        images = []
+        for i in range(0, len(prompts), BATCH):
+            part = slice(i, i + BATCH)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                z_0 = last(generate(ldm, prompts[part], controls=controls(part), seed=seed + i, **settings)).float()
+            images.append(ldm.vae.decode(z_0).clamp(-1, 1).cpu())
+        return torch.cat(images)
+
+    def remember(self, name: str, value: int) -> int:
+        """The value that the first call with this name and these settings had: a measured time must not change an arm."""
+        path = self.folder / f"{name}-{self.key(name)}.json"
+        if not path.exists():
+            files.write_json(path, value)
+        return files.read_json(path, f"delete {path}")
+
+    def measured(self, x: Tensor, hints: Tensor | None = None) -> Sampled:
+        """What the judge sees in images (n, k, H, W) and, with hints (n, 1, H, W), how their edges agree."""
+        features, seen = self.judge(x)
+        if hints is None:
+            return Sampled(x, features, seen)
+        edges = canny(x)
+        strangers = self.hints[self.strangers[: len(x)]]
+        return Sampled(x, features, seen, edge_f1(edges, hints), edge_f1(edges, strangers))
+
+    def controlled(
+        self, ldm: LatentDiffusion, controlnet: ControlNet, prompts: Sequence[str], weight: float = 1.0, **settings
+    ) -> Sampled:
+        """Samples with the hints of the first test images, as many as there are prompts, measured."""
+        hints = self.hints[: len(prompts)]
+        on_device, name = hints.to(self.device), getattr(controlnet, "kept_as", None)
+        keep = None if name is None else (name, weight)
+        x = self.sample(ldm, prompts, lambda part: [bind_hint(controlnet, on_device[part], weight)], keep, **settings)
+        return self.measured(x, hints)
+
+    @cached_property
+    def ce(self) -> Tensor:
+        """Edge F1 (n,) of the test images after a round trip through the autoencoder: the ceiling."""
+        with torch.no_grad():
+            x = to_float(self.test.images).to(self.device)
+            x_hat = torch.cat([self.vae.decode(self.vae.encode(part)).cpu() for part in x.split(BATCH)])
+        return edge_f1(canny(x_hat), self.hints)
+
+
+def described(arm: object) -> object:
+    return asdict(arm) if hasattr(arm, "__dataclass_fields__") else arm
