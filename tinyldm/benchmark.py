@@ -28,7 +28,7 @@ class BenchmarkConfig:
     compile: bool = False
     """Also time both sides under torch.compile with bf16; minutes of compiling each."""
     json: Path | None = None
-    """Also write the numbers to this file."""
+    """Also write the numbers to this file; parts that it has from before and that are not measured now stay in it."""
     device: str = "auto"
 
 
@@ -329,7 +329,9 @@ def main(config: BenchmarkConfig) -> None:
     sizes = Sizes(
         base.unet, base.vae, control.hint_widths, **batches, resolution=base.data.resolution, device=device.type
     )
-    results: dict[str, dict] = {"machine": machine(device), "preset": config.preset, "repeats": config.repeats}
+    about = {"machine": machine(device), "preset": config.preset, "repeats": config.repeats}
+    before = files.read_json(config.json, "delete it") if config.json and config.json.exists() else {}
+    results: dict[str, dict] = {**before, **about} if before.get("preset") == config.preset else about
     print("machine: " + ", ".join(f"{key} {value}" for key, value in results["machine"].items()))
 
     def report(title: str, key: str, rows: dict) -> None:

@@ -52,7 +52,7 @@ def main(config: CurveConfig) -> None:
     x, gains = [p["minutes"] for p in points], [p["gain"] for p in points]
     errors = [[p["gain"] - p["low"] for p in points], [p["high"] - p["gain"] for p in points]]
     left.errorbar(x, gains, errors, fmt="ko-", capsize=3)
-    left.set_ylabel("GAIN, true captions (1: as the autoencoder allows)")
+    left.set_ylabel("GAIN, true captions")
     middle.plot(x, [p["base_fd"] for p in points], "ks--", label="base")
     middle.plot(x, [p["fd"] for p in points], "ko-", label="with ControlNet")
     middle.set_ylabel("FD in our classifier's features")
