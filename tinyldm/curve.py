@@ -64,6 +64,7 @@ def main(config: CurveConfig) -> None:
         ax.minorticks_off()
     middle.legend()
     right.legend()
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=120)
     print("| " + " | ".join(points[0]) + " |\n|" + " --- |" * len(points[0]))
     for p in points:

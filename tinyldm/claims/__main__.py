@@ -18,8 +18,8 @@ class ClaimsConfig:
     """Seconds instead of hours: tiny networks, one seed; shows that the machinery runs, and decides nothing."""
     folder: Path = Path("runs/claims")
     """Where trained arms are kept. An interrupted run goes on from there, and nothing is trained twice."""
-    out: Path = Path("docs/RESULTS.md")
-    """The report; its figures come into the folder `results` beside it."""
+    out: Path | None = None
+    """The report, by default docs/RESULTS.md, with --quick RESULTS.md in --folder; its figures come into `results` beside it."""
     device: str = "auto"
 
 
@@ -67,14 +67,15 @@ def main(config: ClaimsConfig) -> None:
     seeds = [0] if config.quick else list(range(config.seeds))
     lab = Lab(config.folder, QUICK if config.quick else Settings(), config.device)
     found, start = [], time.perf_counter()
+    out = config.out or (config.folder if config.quick else Path("docs")) / "RESULTS.md"
     for claim in (bar := tqdm(claims, desc="claims")):
         bar.set_postfix_str(claim.id)
         began = time.perf_counter()
         finding = claim.run(lab, seeds)
         found.append((claim, finding, time.perf_counter() - began))
-        report.write(config.out, about(config, seeds, time.perf_counter() - start), found, seeds)
+        report.write(out, about(config, seeds, time.perf_counter() - start), found, seeds)
         tqdm.write(f"{claim.id}: {finding.number}")
-    print(config.out)
+    print(out)
 
 
 if __name__ == "__main__":
