@@ -57,14 +57,14 @@ from tinyldm.config import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.dataset import to_float
 from tinyldm.diffusion import Schedule
 from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion, generate, last
+from tinyldm.ldm import LatentDiffusion
 from tinyldm.metrics import frechet_distance
-from tinyldm.runs import load_run
+from tinyldm.runs import load_run, sample_images
 from tinyldm.text import TextEncoder, Tokenizer
 from tinyldm.training import keep_freed_memory, pick_device, pick_precision
 from tinyldm.unet import UNet
 from tinyldm.vae import VAE
-from tinyldm.workloads import Sizes, Step, candidates, our_unet, our_vae, sampling
+from tinyldm.workloads import AS_FIT, Sizes, Step, candidates, our_unet, our_vae, sampling
 
 PAUSE = 0.3  # seconds before a candidate's turn: the threads of the one before spin for a while
 
@@ -185,7 +185,7 @@ def measure_steps(sizes: Sizes, part: str, config: BenchmarkConfig, peak: dict) 
 def control_over_base(sizes: Sizes, config: BenchmarkConfig) -> dict[str, dict]:
     """A ControlNet's training step over the base's, in turn: 1 is as long."""
     rows = {}
-    for name in ("tinyldm fp32", "tinyldm bf16", "tinyldm as fit runs it: bf16, Muon, EMA"):
+    for name in ("tinyldm fp32", "tinyldm bf16", AS_FIT):
         steps = {part: Candidate(sizes, part, name) for part in ("U-Net", "ControlNet")}
         times = in_turn(steps, config.repeats, "ControlNet / U-Net")
         rows[name] = {"time": ratio(times["ControlNet"], times["U-Net"])}
@@ -254,19 +254,12 @@ def measure_quality(config: BenchmarkConfig, device: torch.device) -> dict[str, 
     judge = load_judge(files.read_json(config.base / "settings.json", "")["data"]["dataset"])
     reference, _ = judge(to_float(test.images))
     prompts = test.captions.full()[: config.n]
-    bf16 = pick_precision("auto", device) == torch.bfloat16
-    rows = {}
+    dtype, rows = pick_precision("auto", device), {}
     for sampler, steps in SAMPLINGS:
-        start, parts = time.perf_counter(), []
-        for i in tqdm(range(0, len(prompts), 100), desc=f"{sampler}, {steps} steps", leave=False):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16), torch.no_grad():
-                z_0 = last(generate(ldm, prompts[i : i + 100], sampler=sampler, steps=steps, seed=i)).float()
-            parts.append(ldm.vae.decode(z_0).detach().cpu())
+        start, name = time.perf_counter(), f"{sampler}, {steps} steps"
+        x = sample_images(ldm, prompts, dtype, desc=name, sampler=sampler, steps=steps)
         taken = (time.perf_counter() - start) / len(prompts)
-        rows[f"{sampler}, {steps} steps"] = {
-            "fd": frechet_distance(judge(torch.cat(parts))[0], reference),
-            "seconds": taken,
-        }
+        rows[name] = {"fd": frechet_distance(judge(x)[0], reference), "seconds": taken}
     slowest = rows["ddpm, 1000 steps"]
     for row in rows.values():
         row |= {"fd_over_ddpm": row["fd"] / slowest["fd"], "times_as_fast": slowest["seconds"] / row["seconds"]}
@@ -278,6 +271,7 @@ def scaled(config, factor: float):
 
 
 def machine(device: torch.device) -> dict[str, object]:
+    """What the numbers belong to."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

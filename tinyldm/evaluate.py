@@ -39,7 +39,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tinyldm import files
 from tinyldm.classifier import Judge, accuracy, load_judge
@@ -47,7 +46,7 @@ from tinyldm.conditions import CONDITIONS, canny
 from tinyldm.controlnet import ControlNet
 from tinyldm.dataset import Dataset, to_float
 from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
+from tinyldm.ldm import LatentDiffusion, bind_hint, load_control
 from tinyldm.metrics import (
     edge_f1,
     frechet_distance,
@@ -59,7 +58,7 @@ from tinyldm.metrics import (
     psnr,
     torch_fidelity,
 )
-from tinyldm.runs import load_run
+from tinyldm.runs import load_run, sample_images
 from tinyldm.training import keep_freed_memory, pick_device, pick_precision
 
 BATCH = 100
@@ -76,18 +75,11 @@ class Evaluation:
     reference: Tensor  # features of the whole test split (m, d)
     dtype: torch.dtype  # of sampling
 
-    @torch.no_grad()
     def samples(self, prompts: Sequence[str], name: str, controlnet: ControlNet | None = None, hints=None) -> Tensor:
         """One image per prompt (and hint (n, 1, H, W)) -> x (n, k, H, W) in [-1, 1], on the CPU."""
-        images = []
-        for i in tqdm(range(0, len(prompts), BATCH), desc=name, unit_scale=BATCH, unit="image"):
-            part = slice(i, i + BATCH)
-            controls = [bind_hint(controlnet, hints[part].to(self.ldm.device))] if controlnet else []
-            settings = {"guidance": self.config.guidance, "steps": self.config.steps, "seed": self.config.seed + i}
-            with torch.autocast(self.ldm.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                z_0 = last(generate(self.ldm, prompts[part], controls=controls, **settings)).float()
-            images.append(self.ldm.vae.decode(z_0).clamp(-1, 1).cpu())
-        return torch.cat(images)
+        bound = lambda part: [bind_hint(controlnet, hints[part].to(self.ldm.device))] if controlnet else []  # noqa: E731
+        settings = {"guidance": self.config.guidance, "steps": self.config.steps, "seed": self.config.seed}
+        return sample_images(self.ldm, prompts, self.dtype, bound, desc=name, **settings)
 
     def distances(self, features: Tensor) -> dict[str, float]:
         """FD, kernel distance, precision and recall of images by their features (n, d)."""

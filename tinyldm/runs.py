@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from tinyldm.config import BaseConfig, ControlConfig
 from tinyldm.data import load
 from tinyldm.dataset import to_float
 from tinyldm.errors import UserError
-from tinyldm.ldm import NO_BASE, LatentDiffusion
+from tinyldm.ldm import NO_BASE, Control, LatentDiffusion, generate, last
 from tinyldm.vae import VAE
 
+SAMPLE_BATCH = 100
 FREE = ("preset", "resume", "overwrite", "device")  # settings that may differ when a run is resumed
 
 
@@ -109,6 +110,29 @@ def train_latents(base: Path, vae: VAE, images: Tensor, device: torch.device) ->
     path = latents_file(base)
     z = files.read_tensors(path, "delete it")["z"] if path.exists() else torch.empty(0)
     return z if len(z) == len(images) else encode_all(vae, images, device)
+
+
+@torch.no_grad()
+def sample_images(
+    ldm: LatentDiffusion,
+    prompts: Sequence[str],
+    dtype: torch.dtype,
+    controls: Callable[[slice], Sequence[Control]] = lambda part: (),
+    seed: int = 0,
+    desc: str = "sample",
+    **settings,
+) -> Tensor:
+    """One image per prompt, x (n, k, H, W) in [-1, 1] on the CPU, SAMPLE_BATCH at a time, sampled in `dtype`.
+
+    `controls` makes the controls of a part of the images; `settings` are those of `generate`.
+    """
+    images = []
+    for i in tqdm(range(0, len(prompts), SAMPLE_BATCH), desc=desc, unit_scale=SAMPLE_BATCH, unit="image"):
+        part = slice(i, i + SAMPLE_BATCH)
+        with torch.autocast(ldm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            z_0 = last(generate(ldm, prompts[part], controls=controls(part), seed=seed + i, **settings)).float()
+        images.append(ldm.vae.decode(z_0).clamp(-1, 1).cpu())
+    return torch.cat(images)
 
 
 def hints_of(condition: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

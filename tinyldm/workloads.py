@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyldm.config import FitConfig
+from tinyldm.config import FitConfig, RunConfig
 from tinyldm.controlnet import ControlNet
 from tinyldm.diffusers_io import controlnet_settings, unet_settings, vae_settings
 from tinyldm.diffusion import SAMPLERS, Schedule, diffusion_loss, guided
 from tinyldm.ldm import bind_context, bind_hint, last
-from tinyldm.training import EMA, build_optimizer, update
+from tinyldm.training import EMA, build_optimizer, compile_networks, update
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig, vae_loss
 
@@ -27,7 +27,7 @@ TOKENS = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """What every step shares: the sizes of the networks and of a batch, the device, and whether to compile."""
+    """What every step shares: the sizes of the networks and of a batch, and the device."""
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
@@ -47,6 +47,9 @@ class Sizes:
         context = torch.randn(self.batch, TOKENS, self.unet.context_width, device=self.device)
         hint = torch.rand(self.batch, 1, self.resolution, self.resolution, device=self.device).round()
         return z_0, context, hint
+
+    def run(self, compile: bool) -> RunConfig:
+        return RunConfig(device=self.device, compile=compile)
 
     def images(self) -> Tensor:
         shape = (self.vae_batch, self.vae.image_channels, self.resolution, self.resolution)
@@ -81,49 +84,38 @@ def trained(
     return step
 
 
-def compiled(networks: Iterable[nn.Module], yes: bool) -> None:
-    for network in networks if yes else ():
-        network.compile(dynamic=False)
-
-
 def our_unet(sizes: Sizes, compile: bool = False, **settings) -> Step:
     unet = UNet(sizes.unet).to(sizes.device, memory_format=torch.channels_last)
-    compiled([unet], compile)
+    compile_networks(sizes.run(compile), unet)
     schedule, (z_0, context, _) = Schedule().to(sizes.device), sizes.inputs()
     return trained(
         lambda: diffusion_loss(schedule, bind_context(unet, context), z_0), unet.parameters(), sizes.device, **settings
     )
 
 
-def our_control(sizes: Sizes, compile: bool = False, **settings) -> Step:
+def our_control(sizes: Sizes, compile: bool = False, unlocked: bool = False, **settings) -> Step:
+    """base + ControlNet; `unlocked` trains the base's decoder too, as the released code does with sd_locked=False."""
     unet = UNet(sizes.unet).to(sizes.device, memory_format=torch.channels_last).requires_grad_(False)
     controlnet = ControlNet(unet, 1, sizes.hint_widths).to(sizes.device, memory_format=torch.channels_last)
-    compiled([unet, controlnet], compile)
+    compile_networks(sizes.run(compile), unet, controlnet)
     schedule, (z_0, context, hint) = Schedule().to(sizes.device), sizes.inputs()
     eps_fn = bind_context(unet, context, [bind_hint(controlnet, hint)])
-    return trained(lambda: diffusion_loss(schedule, eps_fn, z_0), controlnet.parameters(), sizes.device, **settings)
-
-
-def our_unlocked(sizes: Sizes) -> Step:
-    """base + ControlNet with the base's decoder trained too, as the released code does with sd_locked=False."""
-    unet = UNet(sizes.unet).to(sizes.device, memory_format=torch.channels_last).requires_grad_(False)
-    controlnet = ControlNet(unet, 1, sizes.hint_widths).to(sizes.device, memory_format=torch.channels_last)
-    parts = [controlnet, unet.decoder.requires_grad_(True), unet.head.requires_grad_(True)]
-    schedule, (z_0, context, hint) = Schedule().to(sizes.device), sizes.inputs()
-    eps_fn = bind_context(unet, context, [bind_hint(controlnet, hint)])
-    return trained(lambda: diffusion_loss(schedule, eps_fn, z_0), nn.ModuleList(parts).parameters(), sizes.device)
+    for part in (unet.decoder, unet.head):
+        part.requires_grad_(unlocked)
+    parameters = [*controlnet.parameters(), *unet.parameters()]  # of which `trained` takes those that are not frozen
+    return trained(lambda: diffusion_loss(schedule, eps_fn, z_0), parameters, sizes.device, **settings)
 
 
 def our_vae(sizes: Sizes, compile: bool = False, **settings) -> Step:
     vae = VAE(sizes.vae).to(sizes.device, memory_format=torch.channels_last)
-    compiled([vae.encoder, vae.decoder], compile)
+    compile_networks(sizes.run(compile), vae.encoder, vae.decoder)
     x = sizes.images()
     return trained(lambda: vae_loss(vae, x, 1e-5), vae.parameters(), sizes.device, **settings)
 
 
 def diffusers_unet(sizes: Sizes, compile: bool = False, **settings) -> Step:
     unet = load_diffusers(unet_settings(sizes.unet, sizes.latent)).to(sizes.device)
-    compiled([unet], compile)
+    compile_networks(sizes.run(compile), unet)
     scheduler, (z_0, context, _) = diffusers_scheduler(), sizes.inputs()
 
     def loss() -> Tensor:
@@ -136,7 +128,7 @@ def diffusers_unet(sizes: Sizes, compile: bool = False, **settings) -> Step:
 def diffusers_control(sizes: Sizes, compile: bool = False, **settings) -> Step:
     unet = load_diffusers(unet_settings(sizes.unet, sizes.latent)).to(sizes.device).requires_grad_(False)
     controlnet = load_diffusers(controlnet_settings(sizes.unet, 1, list(sizes.hint_widths))).to(sizes.device)
-    compiled([unet, controlnet], compile)
+    compile_networks(sizes.run(compile), unet, controlnet)
     scheduler, (z_0, context, hint) = diffusers_scheduler(), sizes.inputs()
 
     def loss() -> Tensor:
@@ -151,7 +143,7 @@ def diffusers_control(sizes: Sizes, compile: bool = False, **settings) -> Step:
 
 def diffusers_vae(sizes: Sizes, compile: bool = False, **settings) -> Step:
     vae = load_diffusers(vae_settings(sizes.vae, 1.0, sizes.resolution)).to(sizes.device)
-    compiled([vae.encoder, vae.decoder], compile)
+    compile_networks(sizes.run(compile), vae.encoder, vae.decoder)
     x = sizes.images()
 
     def loss() -> Tensor:
@@ -176,6 +168,7 @@ def diffusers_scheduler() -> object:
 
 
 UNLOCKED = "ControlNet, decoder unlocked"
+AS_FIT = "tinyldm as fit runs it: bf16, Muon, EMA"
 FIT = {"bf16": True, "optimizer": "muon", "ema": True}
 PARTS = {
     "U-Net": (our_unet, diffusers_unet),
@@ -187,14 +180,14 @@ PARTS = {
 def candidates(sizes: Sizes, part: str, compile: bool) -> dict[str, Callable[[], Step]]:
     """name -> what builds its step, for one of PARTS; the first is the one that the others are compared to."""
     if part == UNLOCKED:
-        return {"tinyldm fp32": partial(our_unlocked, sizes)}
+        return {"tinyldm fp32": partial(our_control, sizes, unlocked=True)}
     ours, theirs = (partial(build, sizes) for build in PARTS[part])
     steps = {
         "diffusers, its defaults: fp32": theirs,
         "tinyldm fp32": ours,
         "diffusers bf16": partial(theirs, bf16=True),
         "tinyldm bf16": partial(ours, bf16=True),
-        "tinyldm as fit runs it: bf16, Muon, EMA": partial(ours, **FIT),
+        AS_FIT: partial(ours, **FIT),
     }
     if compile:
         steps["diffusers bf16, compiled"] = partial(theirs, bf16=True, compile=True)

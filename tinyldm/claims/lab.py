@@ -24,9 +24,9 @@ from tinyldm.controlnet import ControlNet
 from tinyldm.data import load
 from tinyldm.dataset import Captions, Columns, Dataset, to_float
 from tinyldm.diffusion import Schedule
-from tinyldm.ldm import Control, LatentDiffusion, bind_hint, generate, last
+from tinyldm.ldm import Control, LatentDiffusion, bind_hint
 from tinyldm.metrics import edge_f1, partners
-from tinyldm.runs import encode_all, hints_of
+from tinyldm.runs import encode_all, hints_of, sample_images
 from tinyldm.sizes import TextConfig, UNetConfig, VAEConfig
 from tinyldm.stages import BaseStage, ControlStage, VAEStage
 from tinyldm.text import TextEncoder, Tokenizer
@@ -78,7 +78,7 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class BaseArm:
-    """A trained base. `edit` names what a claim changed in it before training."""
+    """A trained base."""
 
     seed: int = 0
     fit: FitConfig | None = None  # None: the settings' base_fit
@@ -87,7 +87,6 @@ class BaseArm:
     inverted: bool = False  # trained on images with black and white swapped
     start: "BaseArm | None" = None  # fine-tuned from this one
     unscaled: bool = False  # on latents as the autoencoder gives them, not of unit variance
-    edit: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,12 +227,11 @@ class Lab:
         text = TextEncoder(replace(s.text, vocabulary=len(tokenizer.vocabulary)))
         return LatentDiffusion(vae, tokenizer, text, UNet(s.unet), Schedule(), 32)
 
-    def base(self, arm: BaseArm, edit: Callable[[LatentDiffusion], object] = lambda ldm: None) -> LatentDiffusion:
-        """The trained base of an arm; `edit` changes it before training, and the arm's `edit` names that change."""
+    def base(self, arm: BaseArm) -> LatentDiffusion:
+        """The trained base of an arm."""
         ldm = self.new_base(arm.seed, arm.unscaled)
         if arm.start:
             ldm.load_state_dict(self.base(arm.start).state_dict())
-        edit(ldm)
         ldm.requires_grad_(True).vae.requires_grad_(False)
         stage = BaseStage(ldm, arm.caption_drop, arm.timesteps)
         z = self.latents(arm.inverted) / (self.vae.scale.cpu() if arm.unscaled else 1)
@@ -249,13 +247,12 @@ class Lab:
         arm: ControlArm,
         edit: Callable[[ControlNet], object] = lambda controlnet: None,
         watch: Callable[[Path, ControlNet, int], None] = lambda folder, controlnet, step: None,
-        ldm: LatentDiffusion | None = None,
     ) -> ControlNet:
         """The trained ControlNet of an arm; `edit` changes it before training, and the arm's `edit` names that change.
 
         `watch(folder, controlnet, step)` is called every `preview_every` steps, and may keep what it sees in the folder.
         """
-        ldm = ldm or self.base(arm.base)
+        ldm = self.base(arm.base)
         torch.manual_seed(arm.seed + 1)
         controlnet = ControlNet(ldm.unet, 1, self.settings.hint_widths)
         edit(controlnet)
@@ -317,27 +314,14 @@ class Lab:
             controls, keep = (lambda part: []), ()
         settings = {"guidance": self.settings.guidance, "steps": self.settings.steps} | settings
         settings["steps"] = min(settings["steps"], self.settings.most_steps)
-        base = getattr(ldm, "kept_as", None)
+        base, dtype = getattr(ldm, "kept_as", None), pick_precision("auto", self.device)
+        draw = partial(sample_images, ldm, prompts, dtype, controls, seed, **settings)
         if base is None or keep is None:
-            return self.drawn(ldm, prompts, controls, seed, settings)
+            return draw()
         path = self.folder / f"samples-{self.key(base, list(prompts), settings, seed, *keep)}.safetensors"
         if not path.exists():
-            files.write_tensors(path, {"x": self.drawn(ldm, prompts, controls, seed, settings)})
+            files.write_tensors(path, {"x": draw()})
         return files.read_tensors(path, f"delete {path}")["x"]
-
-    @torch.no_grad()
-    def drawn(
-        self, ldm: LatentDiffusion, prompts: Sequence[str], controls: Callable, seed: int, settings: dict
-    ) -> Tensor:
-        """`sample`, without keeping."""
-        bf16 = pick_precision("auto", self.device) == torch.bfloat16
-        images = []
-        for i in range(0, len(prompts), BATCH):
-            part = slice(i, i + BATCH)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                z_0 = last(generate(ldm, prompts[part], controls=controls(part), seed=seed + i, **settings)).float()
-            images.append(ldm.vae.decode(z_0).clamp(-1, 1).cpu())
-        return torch.cat(images)
 
     def remember(self, name: str, value: int) -> int:
         """The value that the first call with this name and these settings had: a measured time must not change an arm."""

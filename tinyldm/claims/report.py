@@ -1,8 +1,6 @@
 """The report: docs/RESULTS.md with its figures, written from what the claims found and from nothing else."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from tinyldm import files
@@ -73,10 +71,5 @@ def write(out: Path, about: str, found: Sequence[tuple[Claim, Finding, float]], 
     ]
     sections = [section(claim, finding, seeds, seconds, folder) for claim, finding, seconds in found]
     files.write(out, "\n\n".join(["# Results", about, table(overview), *sections, ""]).encode())
-    numbers = [{"id": c.id, "verdict": verdict(f, seeds), **{k: v for k, v in asdict(f).items() if k in ("number", "rows")}}
-               for c, f, _ in ((c, without_pictures(f), s) for c, f, s in found)]  # fmt: skip
-    files.write(folder / "results.json", (json.dumps(numbers, indent=1, default=str) + "\n").encode())
-
-
-def without_pictures(finding: Finding) -> Finding:
-    return Finding(finding.passed, finding.number, finding.rows, finding.control)
+    numbers = [{"id": c.id, "verdict": verdict(f, seeds), "number": f.number, "rows": f.rows} for c, f, _ in found]
+    files.write_json(folder / "results.json", numbers)
