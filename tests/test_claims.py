@@ -42,7 +42,7 @@ def test_sharpness_of_a_ramp_a_jump_and_of_nothing():
 
 def test_paired_differences_and_iou():
     a, b = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 1.5, 2.5])
-    assert difference(a, b) == (0.5, (0.5, 0.5))
+    assert difference([a, a + 2], [b, b]) == (1.5, (1.5, 1.5))
     left, all_of_it = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
     left[..., 0] = 1
     assert iou(left, all_of_it).item() == 0.5 and iou(left, left).item() == 1 and iou(left, 1 - left).item() == 0

@@ -27,7 +27,6 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes answ
     config = run_command(lambda: parse(ClaimsConfig))
 
 import platform
-import subprocess
 import time
 
 import torch
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from tinyldm.claims import report
 from tinyldm.claims.all import CLAIMS
-from tinyldm.claims.lab import QUICK, Lab, Settings
+from tinyldm.claims.lab import QUICK, Lab, Settings, commit
 from tinyldm.errors import UserError
 
 
@@ -50,12 +49,10 @@ def chosen(only: str) -> list:
 
 def about(config: ClaimsConfig, seeds: list[int], seconds: float) -> str:
     """What the numbers belong to: commit, seeds, time, machine."""
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    commit = run.stdout.strip() or "unknown"
     quick = " **--quick: the verdicts mean nothing.**" if config.quick else ""
     return (
-        f"Written by `python -m tinyldm.claims`, commit {commit}, seeds {', '.join(map(str, seeds))}, {seconds / 3600:.2f} hours "
-        f"in this sitting, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads.{quick}"
+        f"Written by `python -m tinyldm.claims`, commit {commit()}, seeds {', '.join(map(str, seeds))}, {seconds / 3600:.2f} "
+        f"hours in this sitting, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads.{quick}"
     )
 
 

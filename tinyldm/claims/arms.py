@@ -1,6 +1,7 @@
 """The ablations of a ControlNet, as edits of a built one, and an LDM that sees edges by concatenation."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,16 +93,28 @@ def concat_ldm(lab: Lab, arm: ControlArm) -> tuple[LatentDiffusion, nn.Module]:
     return ldm, hint
 
 
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # every arm that is compared gets the best of these
+
+
+def best_rate(loss_at: Callable[[float], float]) -> float:
+    """The learning rate with the lowest validation loss."""
+    losses = {lr: loss_at(lr) for lr in LEARNING_RATES}
+    return min(losses, key=losses.get)
+
+
 EDITS = {"zero": lambda controlnet: None, "gaussian": gaussian, "lite": lite, "random copy": random_copy}
 PANEL = 48  # test images whose EF0 is followed
-MOMENTS = (20, 40, 80, 160, 320, 500)  # steps at which FD and ACC_t are measured too
+MOMENTS_RATE = 1e-3
+MOMENTS = (16, 32, 64, 128, 256, 400)  # steps at which FD and ACC_t are measured too
 
 
-def note_progress(lab: Lab, ldm: LatentDiffusion, folder: Path, controlnet: ControlNet, step: int) -> None:
-    """Append the panel's EF0 per image, and at MOMENTS FD and ACC_t: the same hints, captions and z_T every time."""
+def note_progress(
+    lab: Lab, ldm: LatentDiffusion, moments: bool, folder: Path, controlnet: ControlNet, step: int
+) -> None:
+    """Append the panel's EF0 per image, with `moments` at MOMENTS FD and ACC_t too: always the same hints, captions and z_T."""
     captions = lab.test.captions.full()
-    line: dict = {"step": step, "ef0": lab.controlled(ldm, controlnet, captions[:PANEL], steps=10).ef0.tolist()}
-    if step in MOMENTS or step == lab.settings.control_fit.steps:
+    line: dict = {"step": step, "ef0": lab.controlled(ldm, controlnet, captions[:PANEL]).ef0.tolist()}
+    if moments and (step in MOMENTS or step == lab.settings.control_fit.steps):
         sampled = lab.controlled(ldm, controlnet, captions)
         line["fd"] = frechet_distance(sampled.features, lab.reference)
         line["acc"] = (sampled.seen["class"] == lab.test.labels["class"]).float().mean().item()
@@ -109,12 +122,18 @@ def note_progress(lab: Lab, ldm: LatentDiffusion, folder: Path, controlnet: Cont
         file.write(json.dumps(line) + "\n")
 
 
-def progress(lab: Lab, seed: int, lr: float, name: str = "zero") -> list[dict]:
-    """What `note_progress` saw every 1/25 of a training as in [CN]: AdamW, t drawn evenly, weights not averaged."""
-    fit = lab.settings.control_fit
-    fit = replace(fit, optimizer="adamw", lr=lr, ema=0.0, preview_every=max(1, fit.steps // 25))
-    edit = "" if name == "zero" else name
-    arm = ControlArm(BaseArm(seed), seed, fit, timesteps="uniform", edit=edit, watch="progress")
-    lab.control(arm, EDITS[name], partial(note_progress, lab, lab.base(arm.base)))
+def progress(lab: Lab, seed: int, lr: float, name: str = "zero", optimizer: str = "adamw") -> list[dict]:
+    """What `note_progress` saw every 1/25 of a training as in [CN]: AdamW, t drawn evenly, weights not averaged,
+    no warm-up.
+
+    With "muon" the training is the default one instead, but for the last two. FD and ACC_t are seen at E1's rate.
+    """
+    fit, moments = lab.settings.control_fit, lr == MOMENTS_RATE
+    fit = replace(fit, optimizer=optimizer, lr=lr, ema=0.0, warmup=1, preview_every=max(1, fit.steps // 25))
+    timesteps = "uniform" if optimizer == "adamw" else "logit-normal"
+    arm = ControlArm(
+        BaseArm(seed), seed, fit, timesteps=timesteps, edit="" if name == "zero" else name, watch="progress"
+    )
+    lab.control(arm, EDITS[name], partial(note_progress, lab, lab.base(arm.base), moments))
     lines = map(json.loads, (lab.folder_of(arm) / "progress.jsonl").read_text().splitlines())
     return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])

@@ -54,19 +54,24 @@ def with_interval(mean: float, low_high: tuple[float, float], digits: int = 2) -
     return f"{mean:.{digits}f} [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]"
 
 
+def over_seeds(columns: Sequence[Tensor]) -> Tensor:
+    """One column (n,) per seed -> their mean image by image, so that an interval resamples each test image once."""
+    return torch.stack([column.double() for column in columns]).mean(0)
+
+
 def gain_of(lab: Lab, *samples: Any) -> tuple[float, tuple[float, float]]:
-    """GAIN and its interval over images, those of several seeds pooled."""
-    columns = [torch.cat([getattr(s, name) for s in samples]) for name in ("ef0", "ch")]
-    columns.append(lab.ce.repeat(len(samples)))
-    return gain(*(c.double().mean().item() for c in columns)), interval(*columns, statistic=gain)
+    """GAIN of the mean over seeds, and its interval over images."""
+    columns = [over_seeds([getattr(s, name) for s in samples]) for name in ("ef0", "ch")] + [lab.ce.double()]
+    return gain(*(c.mean().item() for c in columns)), interval(*columns, statistic=gain)
 
 
-def share_of(seen: Tensor, wanted: Tensor) -> tuple[float, tuple[float, float]]:
-    """Share of equal labels (n,), and its interval."""
-    hit = (seen == wanted).double()
+def share_of(seen: Sequence[Tensor], wanted: Tensor) -> tuple[float, tuple[float, float]]:
+    """Share of labels (n,), one column per seed, that equal the wanted ones (n,); with its interval."""
+    hit = over_seeds([column == wanted for column in seen])
     return hit.mean().item(), interval(hit)
 
 
-def difference(a: Tensor, b: Tensor) -> tuple[float, tuple[float, float]]:
-    """Mean of a - b (n,), paired image by image, and its interval."""
-    return (a - b).double().mean().item(), interval((a - b).double())
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, tuple[float, float]]:
+    """Mean of a - b over seeds and images, one column (n,) per seed, paired image by image; with its interval."""
+    gap = over_seeds(a) - over_seeds(b)
+    return gap.mean().item(), interval(gap)

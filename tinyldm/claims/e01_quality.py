@@ -1,6 +1,6 @@
 """E1: with zero convolutions the pictures stay good all through the training."""
 
-from tinyldm.claims.arms import MOMENTS, progress
+from tinyldm.claims.arms import MOMENTS, MOMENTS_RATE, progress
 from tinyldm.claims.claim import Claim, Finding
 from tinyldm.claims.lab import BaseArm, Lab
 from tinyldm.metrics import frechet_distance
@@ -10,7 +10,7 @@ NAMES = ("zero", "gaussian")
 
 def curve(lab: Lab, name: str, seed: int) -> list[dict]:
     """The moments of a training at which FD and ACC_t were measured."""
-    lines = progress(lab, seed, 1e-3, name)
+    lines = progress(lab, seed, MOMENTS_RATE, name)
     return [{k: line[k] for k in ("step", "fd", "acc")} for line in lines if "fd" in line]
 
 
@@ -50,6 +50,6 @@ CLAIM = Claim(
     sentence="Since the zero convolutions add no noise, the model always predicts high-quality images during training.",
     source="[CN, 3.3 and Fig. 4]",
     criterion="largest FD over the steps <= 1.1 x the base's, in every seed",
-    setting=f"as E2, learning rate 1e-3; true captions and hints of test images, at steps {', '.join(map(str, MOMENTS))}",
+    setting=f"as E2, learning rate {MOMENTS_RATE:g}; test captions and hints, at steps {', '.join(map(str, MOMENTS))}",
     run=run,
 )

@@ -2,15 +2,12 @@
 
 from dataclasses import replace
 
-import torch
-
-from tinyldm.claims.arms import EDITS, concat_ldm
+from tinyldm.claims.arms import EDITS, LEARNING_RATES, best_rate, concat_ldm
 from tinyldm.claims.claim import Claim, Finding, difference, gain_of, share_of, with_interval
 from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Sampled
 from tinyldm.evaluate import prompt_settings
 from tinyldm.metrics import frechet_distance
 
-LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 PROMPTS = ("none", "insufficient", "conflicting", "perfect")
 
 
@@ -31,8 +28,7 @@ def trained(lab: Lab, name: str, seed: int, lr: float):
 
 def tuned(lab: Lab, name: str) -> float:
     """The learning rate with the lowest validation loss on seed 0, from the same three for every arm."""
-    losses = {lr: lab.validation_loss(trained(lab, name, 0, lr)[0]) for lr in LEARNING_RATES}
-    return min(losses, key=losses.get)
+    return best_rate(lambda lr: lab.validation_loss(trained(lab, name, 0, lr)[0]))
 
 
 def samples_of(lab: Lab, name: str, seeds: list[int], lr: float, which=PROMPTS) -> dict[str, list[Sampled]]:
@@ -48,11 +44,11 @@ def samples_of(lab: Lab, name: str, seeds: list[int], lr: float, which=PROMPTS) 
 
 def row_of(lab: Lab, name: str, lr: float, prompts: str, samples: list[Sampled]) -> dict:
     asked = prompt_settings(lab.test, 0)[prompts][1]
-    seen, hint_class = torch.cat([s.seen["class"] for s in samples]), lab.test.labels["class"].repeat(len(samples))
+    seen = [s.seen["class"] for s in samples]
     row = {"arm": name, "learning rate": lr, "prompts": prompts, "GAIN": with_interval(*gain_of(lab, *samples))}
     row["FD"] = sum(frechet_distance(s.features, lab.reference) for s in samples) / len(samples)
-    row["ACC_e"] = share_of(seen, hint_class)[0]
-    row["ACC_t"] = share_of(seen, asked["class"].repeat(len(samples)))[0] if asked else None
+    row["ACC_e"] = share_of(seen, lab.test.labels["class"])[0]
+    row["ACC_t"] = share_of(seen, asked["class"])[0] if asked else None
     return row
 
 
@@ -63,7 +59,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
     rows = [row_of(lab, name, rates[name], p, found[name][p]) for name in names for p in PROMPTS]
 
     def gap(a: str, b: str, prompts: str) -> tuple[float, tuple[float, float]]:
-        return difference(*(torch.cat([s.ef0 for s in found[name][prompts]]) for name in (a, b)))
+        return difference(*([s.ef0 for s in found[name][prompts]] for name in (a, b)))
 
     gaps = {p: gap("zero", "lite", p) for p in ("none", "insufficient")}
     rest = {p: gap("gaussian", "lite", p) for p in ("none", "insufficient")}

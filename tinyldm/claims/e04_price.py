@@ -1,9 +1,7 @@
 """E4: how faithful to the edges each way of conditioning is, and what it costs in the quality of pictures."""
 
-import torch
-
 from tinyldm.claims import e03_ablation as e03
-from tinyldm.claims.claim import Claim, Finding, share_of, with_interval
+from tinyldm.claims.claim import Claim, Finding, over_seeds, share_of, with_interval
 from tinyldm.claims.lab import BaseArm, Lab
 from tinyldm.metrics import frechet_distance, interval
 
@@ -11,16 +9,16 @@ ARMS = ("lite", "zero", "concat")
 
 
 def run(lab: Lab, seeds: list[int]) -> Finding:
-    captions, label = lab.test.captions.full(), lab.test.labels["class"].repeat(len(seeds))
+    captions, label = lab.test.captions.full(), lab.test.labels["class"]
     found = {"base": [lab.measured(lab.sample(lab.base(BaseArm(s)), captions), lab.hints) for s in seeds]}
     for name in ARMS:
         found[name] = e03.samples_of(lab, name, seeds, e03.tuned(lab, name), ("perfect",))["perfect"]
     rows, fd, ef0 = [], {}, {}
     for name, samples in found.items():
         distances = [frechet_distance(s.features, lab.reference) for s in samples]
-        column = torch.cat([s.ef0 for s in samples])
+        column = over_seeds([s.ef0 for s in samples])
         fd[name], ef0[name] = sum(distances) / len(distances), column.mean().item()
-        acc = share_of(torch.cat([s.seen["class"] for s in samples]), label)
+        acc = share_of([s.seen["class"] for s in samples], label)
         row = {"arm": name, "EF0": with_interval(ef0[name], interval(column)), "FD": fd[name]}
         rows.append({**row, "FD by seed": ", ".join(f"{d:.2f}" for d in distances), "ACC_t": with_interval(*acc)})
     fidelity = ef0["zero"] > ef0["lite"] > ef0["base"]

@@ -55,7 +55,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         row = {"control": rule, "GAIN": with_interval(*gain_of(lab, *found[rule])), "FD": fd[rule]}
         rows.append({**row, "pixels at -1 or 1": saturated})
     paper, others = "conditional only, paper's weights", ("both passes", "conditional only")
-    equal = [difference(*(torch.cat([s.ef0 for s in found[r]]) for r in (paper, o)))[1][1] >= 0 for o in others]
+    equal = [difference(*([s.ef0 for s in found[r]] for r in (paper, o)))[1][1] >= 0 for o in others]
     real = ((lab.test.images < 2) | (lab.test.images > 253)).float().mean().item()
     return Finding(
         passed=all(fd[paper] <= fd[o] for o in others) and all(equal),

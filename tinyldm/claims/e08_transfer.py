@@ -1,5 +1,7 @@
 """E8: a ControlNet works on other bases of its family without retraining."""
 
+from dataclasses import replace
+
 from tinyldm.claims.claim import Claim, Finding, gain_of, with_interval
 from tinyldm.claims.lab import BaseArm, ControlArm, Lab
 
@@ -8,7 +10,8 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
     captions, found = lab.test.captions.full(), {}
     for seed in seeds:
         a = BaseArm(seed)
-        b, stranger = BaseArm(seed, inverted=True, start=a), BaseArm(seed + 100, inverted=True)
+        half = replace(lab.settings.base_fit, steps=max(1, lab.settings.base_fit.steps // 2))
+        b, stranger = BaseArm(seed, half, inverted=True, start=a), BaseArm(seed + 100, inverted=True)
         arms = {
             "A's ControlNet on A": (a, ControlArm(a, seed)),
             "A's ControlNet on B, plugged in": (b, ControlArm(a, seed)),
@@ -39,7 +42,7 @@ CLAIM = Claim(
     sentence="A trained ControlNet can be used with other models of the same family without training.",
     source="[CN, Fig. 12]",
     criterion="GAIN plugged in >= 60 % of GAIN retrained, and below 60 % on an independent base",
-    setting="B is A fine-tuned for as many steps on images with black and white swapped; edges are those of the plain images, "
+    setting="B is A fine-tuned for half as many steps on images with black and white swapped; edges are those of the plain images, "
     "which inverting leaves in place",
     run=run,
 )

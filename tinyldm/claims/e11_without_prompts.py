@@ -40,16 +40,16 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
     for seed in seeds:
         ldm, controlnet = lab.base(BaseArm(seed)), lab.control(ControlArm(BaseArm(seed), seed))
         samples.append(lab.controlled(ldm, controlnet, [""] * len(lab.test)))
-    seen = {"ControlNet, no prompt": torch.cat([s.seen["class"] for s in samples])}
-    seen |= {"CNN on edges": edge_cnn(lab), "linear probe on edges": linear_probe(lab)}
+    seen = {"ControlNet, no prompt": [s.seen["class"] for s in samples]}
+    seen |= {"CNN on edges": [edge_cnn(lab)], "linear probe on edges": [linear_probe(lab)]}
     shuffled = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(0))]
-    scores = {name: share_of(s, label.repeat(len(s) // len(label))) for name, s in seen.items()}
+    scores = {name: share_of(s, label) for name, s in seen.items()}
     ratio = scores["ControlNet, no prompt"][0] / scores["CNN on edges"][0]
     return Finding(
         passed=ratio >= 0.8,
         number=f"ACC_e without prompts over that of a CNN on edges: {ratio:.2f}",
         rows=[{"who": name, "class right": with_interval(*score)} for name, score in scores.items()],
-        control=f"shuffled labels score {share_of(samples[0].seen['class'], shuffled)[0]:.2f} (chance about 0.1)",
+        control=f"shuffled labels score {share_of([s.seen['class'] for s in samples], shuffled)[0]:.2f} (chance about 0.1)",
         pictures=[("", [hint for hint in (lab.hints[:12] * 2 - 1)]), ("no prompt", list(samples[0].x[:12]))],
     )
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import torch
 
-from tinyldm.claims.claim import Claim, Finding, gain_of, with_interval
-from tinyldm.claims.lab import BaseArm, ControlArm, Lab
+from tinyldm.claims.claim import Claim, Finding, gain_of, over_seeds, with_interval
+from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Sampled
 from tinyldm.ldm import Control, bind_hint
 from tinyldm.metrics import frechet_distance
 
@@ -23,14 +23,19 @@ def between(control: Control, start: float, end: float, T: int) -> Control:
     return gated
 
 
+def row_of(lab: Lab, scale: float, span: str, samples: list[Sampled]) -> dict:
+    fd = sum(frechet_distance(s.features, lab.reference) for s in samples) / len(samples)
+    ef0 = over_seeds([s.ef0 for s in samples]).mean().item()
+    gain = with_interval(*gain_of(lab, *samples))
+    return {"scale": scale, "control for t / T": span, "EF0": ef0, "GAIN": gain, "FD": fd}
+
+
 def run(lab: Lab, seeds: list[int]) -> Finding:
-    captions, hints, rows, means, same = lab.test.captions.full(), lab.hints.to(lab.device), [], {}, []
+    captions, hints, rows, same = lab.test.captions.full(), lab.hints.to(lab.device), [], []
     models = [(lab.base(BaseArm(s)), lab.control(ControlArm(BaseArm(s), s))) for s in seeds]
     for weight in WEIGHTS:
         samples = [lab.controlled(ldm, controlnet, captions, weight) for ldm, controlnet in models]
-        means[weight] = gain_of(lab, *samples)
-        fd = sum(frechet_distance(s.features, lab.reference) for s in samples) / len(samples)
-        rows.append({"scale": weight, "control for t / T": "1 to 0", "GAIN": with_interval(*means[weight]), "FD": fd})
+        rows.append(row_of(lab, weight, "1 to 0", samples))
         if weight == 0:
             same = [torch.equal(s.x, lab.sample(ldm, captions)) for s, (ldm, _) in zip(samples, models, strict=True)]
     for start, end in SPANS:
@@ -40,13 +45,11 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
             gated = lambda p, net=net, T=T, a=start, b=end: [between(bind_hint(net, hints[p]), a, b, T)]  # noqa: E731
             x = lab.sample(ldm, captions, gated, (net.kept_as, start, end))
             samples.append(lab.measured(x, lab.hints))
-        fd = sum(frechet_distance(s.features, lab.reference) for s in samples) / len(samples)
-        span = f"{start:g} to {end:g}"
-        rows.append({"scale": 1.0, "control for t / T": span, "GAIN": with_interval(*gain_of(lab, *samples)), "FD": fd})
-    upto = [means[w][0] for w in WEIGHTS if w <= 1]
+        rows.append(row_of(lab, 1.0, f"{start:g} to {end:g}", samples))
+    upto = [row["EF0"] for row in rows[: len(WEIGHTS)] if row["scale"] <= 1]
     return Finding(
         passed=all(same) and all(a < b for a, b in pairwise(upto)),
-        number=f"GAIN at scale 0 to 1: {', '.join(f'{g:.2f}' for g in upto)}; scale 0 is the base exactly: {all(same)}",
+        number=f"EF0 at scale 0 to 1: {', '.join(f'{g:.2f}' for g in upto)}; scale 0 is the base exactly: {all(same)}",
         rows=rows,
         control="scale 0 has GAIN about 0: the base does not see the hints",
     )

@@ -8,7 +8,7 @@ ARMS = (
     *(("dpm++", n, 0.0) for n in (5, 10, 15, 25)),
     *(("ddim", n, 0.0) for n in (10, 25, 50)),
     *(("ddim", 50, eta) for eta in (0.5, 1.0)),
-    *(("ddpm", n, 1.0) for n in (50, 250, 1000)),
+    *(("ddpm", n, 1.0) for n in (50, 200, 1000)),
 )
 
 
@@ -17,7 +17,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
     for sampler, steps, eta in ARMS:
         values = []
         for seed in seeds:
-            settings = {"sampler": sampler, "steps": steps, "eta": eta}
+            settings = {"sampler": sampler, "steps": steps, "eta": eta, "guidance": 1.0}
             x = lab.sample(lab.base(BaseArm(seed)), captions, **settings)
             values.append(frechet_distance(lab.measured(x).features, lab.reference))
         fd[sampler, steps, eta] = sum(values) / len(values)
@@ -47,6 +47,6 @@ CLAIM = Claim(
     sentence="DDIM with 50 steps is as good as many more; DPM-Solver++ needs about 15.",
     source="[LDM, Fig. 7], [DPM-Solver++]",
     criterion="FD of DDIM-50 within 10 % of DDPM-1000's; FD of DPM-Solver++ at 15 not above DDIM's at 50",
-    setting="the base alone, test captions, default guidance",
+    setting="the base alone, test captions, no guidance, as in the paper",
     run=run,
 )

@@ -7,6 +7,8 @@ settings, and of LAB_VERSION. So an interrupted report goes on where it stopped,
 import copy
 import hashlib
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -49,11 +51,11 @@ class Settings:
     text: TextConfig = TextConfig(width=64, layers=1)
     unet: UNetConfig = UNetConfig(widths=(32, 64, 64), context_width=64)
     base_fit: FitConfig = FitConfig(steps=800, batch_size=64, lr=4e-3, warmup=100, ema=0.995, optimizer="muon")
-    control_fit: FitConfig = FitConfig(steps=500, batch_size=64, lr=8e-3, warmup=50, ema=0.99, optimizer="muon")
+    control_fit: FitConfig = FitConfig(steps=400, batch_size=64, lr=8e-3, warmup=50, ema=0.99, optimizer="muon")
     hint_widths: tuple[int, ...] = (16, 32, 64)
     n: int = 300  # test images of a measurement
     guidance: float = 2.0
-    steps: int = 15  # of dpm++
+    steps: int = 10  # of dpm++
     most_steps: int = 1000  # of any sampler
 
 
@@ -123,6 +125,23 @@ class Sampled:
     ch: Tensor | None = None  # (n,) the same against another image's hint of the class
 
 
+def commit() -> str:
+    """The commit of the code, "-dirty" if files differ from it."""
+    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def circumstances(seconds: float) -> dict:
+    """What a training's time belongs to."""
+    load = os.getloadavg()[0]
+    return {
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        "load": round(load, 1),
+        "commit": commit(),
+    }
+
+
 @dataclass(eq=False)
 class Lab:
     """Trains arms, or finds them in `folder`; everything is a function of the settings and the arm."""
@@ -130,7 +149,7 @@ class Lab:
     folder: Path
     settings: Settings = Settings()
     device_name: str = "auto"
-    seconds: dict[str, float] = field(default_factory=dict)  # of what was trained, by folder
+    trained: dict[str, dict] = field(default_factory=dict)  # folder -> circumstances of its training, as far as used
 
     @cached_property
     def device(self) -> torch.device:
@@ -169,26 +188,43 @@ class Lab:
 
     def key(self, *what: object) -> str:
         """Hash of everything that determines a trained arm."""
-        text = json.dumps([LAB_VERSION, asdict(self.settings), *map(described, what)], default=str, sort_keys=True)
+        text = json.dumps([LAB_VERSION, asdict(self.settings), *map(self.described, what)], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def described(self, what: object) -> object:
+        """An arm as a dictionary, with the settings' fit where it names none; anything else as it is."""
+        if isinstance(what, BaseArm):
+            return asdict(what) | {
+                "fit": asdict(what.fit or self.settings.base_fit),
+                "start": self.described(what.start),
+            }
+        if isinstance(what, ControlArm):
+            fit = asdict(what.fit or self.settings.control_fit)
+            return asdict(what) | {"fit": fit, "base": self.described(what.base)}
+        return what
 
     def kept(self, name: str, network: nn.Module, train: Callable[[Path], None], *what: object) -> nn.Module:
         """The network with the weights that its folder holds; trained into it first, if it holds none."""
         folder = self.folder / f"{name}-{self.key(*what)}"
         path = folder / "weights.safetensors"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "arm.json").write_text(json.dumps([described(w) for w in what], default=str, indent=1) + "\n")
-            start = time.perf_counter()
-            train(folder)
-            files.write_tensors(path, network.state_dict())
-            files.write_json(folder / "seconds.json", round(time.perf_counter() - start, 1))
-            for checkpoint in folder.glob("*.checkpoint"):
-                checkpoint.unlink()
+        with files.locked(folder / "lock"):  # another process may be training it
+            if not path.exists():
+                files.write_json(folder / "arm.json", [self.described(w) for w in what])
+                start = time.perf_counter()
+                train(folder)
+                files.write_json(folder / "trained.json", circumstances(time.perf_counter() - start))
+                files.write_tensors(path, network.state_dict())
+                for checkpoint in folder.glob("*.checkpoint"):
+                    checkpoint.unlink()
         network.load_state_dict(files.read_tensors(path, f"delete {folder}"))
-        self.seconds[folder.name] = files.read_json(folder / "seconds.json", f"delete {folder}")
+        self.trained[folder.name] = files.read_json(folder / "trained.json", f"delete {folder}")
         network.kept_as = folder.name  # `sample` keeps what it gives under this name
         return network.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+
+    @lru_cache  # noqa: B019
+    def on(self, dataset: str) -> "Lab":
+        """The same laboratory on another dataset."""
+        return Lab(self.folder, replace(self.settings, dataset=dataset), self.device_name, self.trained)
 
     def run(self, seed: int) -> RunConfig:
         return RunConfig(device=self.device_name, seed=seed)
@@ -356,7 +392,3 @@ class Lab:
             x = to_float(self.test.images).to(self.device)
             x_hat = torch.cat([self.vae.decode(self.vae.encode(part)).cpu() for part in x.split(BATCH)])
         return edge_f1(canny(x_hat), self.hints)
-
-
-def described(arm: object) -> object:
-    return asdict(arm) if hasattr(arm, "__dataclass_fields__") else arm
