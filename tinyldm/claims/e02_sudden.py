@@ -73,7 +73,7 @@ CLAIM = Claim(
     source="[CN, 3.3 and Fig. 4]",
     paper="at step 6133, usually below 10 K steps, with Stable Diffusion and learning rate 1e-5",
     criterion="median per-image sharpness (t90 - t10) / t50 of EF0 < 0.5 in at least 2/3 of the seeds, middle learning rate",
-    setting="AdamW, t drawn evenly, no warm-up, no averaging; a fixed panel of 48 hints, captions and z_T; rates x 1/3, 1, 3; beside "
-    "it the default recipe (Muon, logit-normal t), not judged",
+    setting="AdamW, t drawn evenly, no warm-up, no averaging; a fixed panel of 48 hints, captions and z_T; rates x 1/3, 1, 3; "
+    "beside it the default recipe (Muon, logit-normal t), not judged",
     run=run,
 )

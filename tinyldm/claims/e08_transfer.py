@@ -42,7 +42,7 @@ CLAIM = Claim(
     sentence="A trained ControlNet can be used with other models of the same family without training.",
     source="[CN, Fig. 12]",
     criterion="GAIN plugged in >= 60 % of GAIN retrained, and below 60 % on an independent base",
-    setting="B is A fine-tuned for half as many steps on images with black and white swapped; edges are those of the plain images, "
+    setting="B is A fine-tuned for half as many steps on images with black and white swapped; edges are of the plain images, "
     "which inverting leaves in place",
     run=run,
 )
