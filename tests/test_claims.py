@@ -14,7 +14,8 @@ from tinyldm.claims.claim import Finding, difference, verdict
 from tinyldm.claims.e02_sudden import sharpness
 from tinyldm.claims.e07_composition import iou
 from tinyldm.claims.e12_strength import between
-from tinyldm.claims.lab import QUICK, BaseArm, ControlArm, Lab, Settings
+from tinyldm.claims.lab import Lab
+from tinyldm.claims.settings import QUICK, BaseArm, ControlArm, Settings
 from tinyldm.errors import UserError
 
 
@@ -119,7 +120,7 @@ def test_every_claim_runs_and_is_reported(tmp_path):
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
     assert all(f"## {claim.id}. {claim.title}: " in text and claim.criterion in text for claim in CLAIMS)
     assert "--quick" in text and ": PASS" not in text and ": FAIL" not in text
-    numbers = json.loads((tmp_path / "docs" / "results" / "results.json").read_text())
+    numbers = json.loads((tmp_path / "docs" / "results" / "results.json").read_text())["claims"]
     assert len(numbers) == 18 and all(entry["rows"] for entry in numbers)
     for name in ("e2.png", "e3-samples.png"):
         assert (tmp_path / "docs" / "results" / name).stat().st_size > 1000

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from tinyldm import files
 from tinyldm.claims.lab import BaseArm, ControlArm, Lab
 from tinyldm.controlnet import ControlNet
 from tinyldm.ldm import LatentDiffusion
@@ -104,6 +105,7 @@ def best_rate(loss_at: Callable[[float], float]) -> float:
 
 EDITS = {"zero": lambda controlnet: None, "gaussian": gaussian, "lite": lite, "random copy": random_copy}
 PANEL = 48  # test images whose EF0 is followed
+SHOWN = 10  # of them in pictures
 MOMENTS_RATE = 1e-3
 MOMENTS = (16, 32, 64, 128, 256, 400)  # steps at which FD and ACC_t are measured too
 
@@ -122,18 +124,35 @@ def note_progress(
         file.write(json.dumps(line) + "\n")
 
 
-def progress(lab: Lab, seed: int, lr: float, name: str = "zero", optimizer: str = "adamw") -> list[dict]:
-    """What `note_progress` saw every 1/25 of a training as in [CN]: AdamW, t drawn evenly, weights not averaged,
-    no warm-up.
+def watched(lab: Lab, seed: int, lr: float, name: str, optimizer: str, watch: str) -> ControlArm:
+    """A training as in [CN]: AdamW, t drawn evenly, weights not averaged, no warm-up; seen after every 1/25 of it.
 
-    With "muon" the training is the default one instead, but for the last two. FD and ACC_t are seen at E1's rate.
+    With "muon" it is the default training instead, but for the last two.
     """
-    fit, moments = lab.settings.control_fit, lr == MOMENTS_RATE
+    fit = lab.settings.control_fit
     fit = replace(fit, optimizer=optimizer, lr=lr, ema=0.0, warmup=1, preview_every=max(1, fit.steps // 25))
-    timesteps = "uniform" if optimizer == "adamw" else "logit-normal"
-    arm = ControlArm(
-        BaseArm(seed), seed, fit, timesteps=timesteps, edit="" if name == "zero" else name, watch="progress"
-    )
-    lab.control(arm, EDITS[name], partial(note_progress, lab, lab.base(arm.base), moments))
+    timesteps, edit = "uniform" if optimizer == "adamw" else "logit-normal", "" if name == "zero" else name
+    return ControlArm(BaseArm(seed), seed, fit, timesteps=timesteps, edit=edit, watch=watch)
+
+
+def progress(lab: Lab, seed: int, lr: float, name: str = "zero", optimizer: str = "adamw") -> list[dict]:
+    """What `note_progress` saw during a training; FD and ACC_t only at E1's learning rate."""
+    arm = watched(lab, seed, lr, name, optimizer, "progress")
+    lab.control(arm, EDITS[name], partial(note_progress, lab, lab.base(arm.base), lr == MOMENTS_RATE))
     lines = map(json.loads, (lab.folder_of(arm) / "progress.jsonl").read_text().splitlines())
     return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])
+
+
+def note_pictures(lab: Lab, ldm: LatentDiffusion, folder: Path, controlnet: ControlNet, step: int) -> None:
+    """Keep the first images of the panel."""
+    x = lab.controlled(ldm, controlnet, lab.test.captions.full()[:SHOWN]).x
+    files.write_tensors(folder / f"pictures-{step:05d}.safetensors", {"x": x})
+
+
+def seen_during(lab: Lab, lr: float) -> dict[int, Tensor]:
+    """step -> images (SHOWN, k, H, W) of the panel, at eight steps of seed 0's training, seen once more for them."""
+    arm = watched(lab, 0, lr, "zero", "adamw", "pictures")
+    lab.control(arm, watch=partial(note_pictures, lab, lab.base(arm.base)))
+    paths = sorted(lab.folder_of(arm).glob("pictures-*.safetensors"))
+    paths = [paths[round(i)] for i in torch.linspace(0, len(paths) - 1, min(8, len(paths))).tolist()]
+    return {int(path.stem.split("-")[1]): files.read_tensors(path, f"delete {path.parent}")["x"] for path in paths}

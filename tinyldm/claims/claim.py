@@ -25,6 +25,19 @@ class Finding:
     notes: list[str] = field(default_factory=list)
     draw: Callable[[Any], None] | None = None  # on a matplotlib figure
     pictures: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)  # rows of a grid: label, images
+    facts: dict[str, float] = field(default_factory=dict)  # what the lessons quote
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a claim took: the arms it was the first to use, with the circumstances of their training, and the rest."""
+
+    arms: list[dict]
+    measuring: float  # seconds
+
+    @property
+    def training(self) -> float:
+        return sum(arm["seconds"] for arm in self.arms)
 
 
 @dataclass(frozen=True)
@@ -75,3 +88,21 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, tuple[f
     """Mean of a - b over seeds and images, one column (n,) per seed, paired image by image; with its interval."""
     gap = over_seeds(a) - over_seeds(b)
     return gap.mean().item(), interval(gap)
+
+
+def cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Rows as Markdown, a table for each set of columns."""
+    tables: list[list[str]] = []
+    keys: list[str] = []
+    for row in rows:
+        if list(row) != keys:
+            keys = list(row)
+            tables.append(["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)])
+        tables[-1].append("| " + " | ".join(map(cell, row.values())) + " |")
+    return "\n\n".join("\n".join(lines) for lines in tables)

@@ -11,6 +11,7 @@ from tinyldm.controlnet import resolution_weights
 from tinyldm.diffusion import dpm_solver_pp, guided
 from tinyldm.ldm import LatentDiffusion, bind_context, bind_hint, last
 from tinyldm.metrics import frechet_distance
+from tinyldm.pictures import hint_image
 
 GUIDANCE = 3.0
 Residuals = Sequence[Tensor]
@@ -63,7 +64,10 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         rows=rows,
         control="with control in both passes guidance must change nothing (an exact test, X6); real test images have "
         f"{real:.3f} of their pixels at -1 or 1",
-        pictures=[(rule, list(s[0].x[:10])) for rule, s in found.items()],
+        pictures=[
+            ("hints", list(hint_image(lab.hints[:10]))),
+            *((rule, list(s[0].x[:10])) for rule, s in found.items()),
+        ],
     )
 
 

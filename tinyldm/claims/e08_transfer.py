@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from tinyldm.claims.claim import Claim, Finding, gain_of, with_interval
 from tinyldm.claims.lab import BaseArm, ControlArm, Lab
+from tinyldm.pictures import hint_image
 
 
 def run(lab: Lab, seeds: list[int]) -> Finding:
@@ -32,7 +33,10 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         rows=rows,
         control="the independent base must fail, or the measure is broken: "
         + ("it does" if stranger < 0.6 else "it does NOT, so a PASS would mean nothing"),
-        pictures=[(name, list(samples[0].x[:10])) for name, samples in found.items()],
+        pictures=[
+            ("hints", list(hint_image(lab.hints[:10]))),
+            *((name, list(samples[0].x[:10])) for name, samples in found.items()),
+        ],
     )
 
 

@@ -8,6 +8,7 @@ from tinyldm.claims.claim import Claim, Finding, gain_of, with_interval
 from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Sampled
 from tinyldm.dataset import to_float
 from tinyldm.metrics import frechet_distance
+from tinyldm.pictures import hint_image
 
 SIZES = (100, 1_000, 10_000, 0)  # 0 is all
 
@@ -24,7 +25,7 @@ def diversity(a: Sampled, b: Sampled) -> float:
 
 
 def run(lab: Lab, seeds: list[int]) -> Finding:
-    captions, rows, gains, ratios = lab.test.captions.full(), [], {}, {}
+    captions, rows, gains, ratios, pictures = lab.test.captions.full(), [], {}, {}, []
     for size in SIZES:
         samples, fds, divs = [], [], []
         for seed in seeds:
@@ -37,14 +38,17 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         row = {"training images": size or len(lab.data("train")), "GAIN": with_interval(*gains[size])}
         row |= {"FD over the base's, worst seed": ratios[size], "DIV": sum(divs) / len(divs)}
         rows.append({**row, "NN": nearest(lab, samples[0].x, size)})
+        pictures.append((f"{row['training images']} training images", list(samples[0].x[:12])))
     rising = all(gains[b][1][1] >= gains[a][1][0] for a, b in pairwise(SIZES))
 
     def draw(figure) -> None:
-        ax, x = figure.subplots(), [row["training images"] for row in rows]
+        (ax, right), x = figure.subplots(1, 2), [row["training images"] for row in rows]
         means = [gains[size][0] for size in SIZES]
         low, high = ([abs(gains[s][1][i] - gains[s][0]) for s in SIZES] for i in (0, 1))
         ax.errorbar(x, means, [low, high], fmt="ko-", capsize=3)
         ax.set(xscale="log", xlabel="training images", ylabel="GAIN, true captions")
+        right.plot(x, [ratios[size] for size in SIZES], "ks--")
+        right.set(xscale="log", xlabel="training images", ylabel="FD over the base's, worst seed")
 
     real = nearest(lab, to_float(lab.test.images), 0)
     return Finding(
@@ -53,6 +57,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         rows=rows,
         control=f"NN of real test images is {real:.3f}: samples below that would be copies of training images",
         draw=draw,
+        pictures=[("hints", list(hint_image(lab.hints[:12]))), *pictures],
     )
 
 

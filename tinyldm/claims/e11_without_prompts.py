@@ -7,6 +7,7 @@ from tinyldm.claims.lab import BaseArm, ControlArm, Lab
 from tinyldm.classifier import Classifier, ClassifierStage
 from tinyldm.config import FitConfig
 from tinyldm.dataset import Columns
+from tinyldm.pictures import hint_image
 from tinyldm.training import fit
 
 
@@ -50,7 +51,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         number=f"ACC_e without prompts over that of a CNN on edges: {ratio:.2f}",
         rows=[{"who": name, "class right": with_interval(*score)} for name, score in scores.items()],
         control=f"shuffled labels score {share_of([s.seen['class'] for s in samples], shuffled)[0]:.2f} (chance about 0.1)",
-        pictures=[("", [hint for hint in (lab.hints[:12] * 2 - 1)]), ("no prompt", list(samples[0].x[:12]))],
+        pictures=[("hints", list(hint_image(lab.hints[:12]))), ("no prompt", list(samples[0].x[:12]))],
     )
 
 

@@ -31,7 +31,7 @@ def row_of(lab: Lab, scale: float, span: str, samples: list[Sampled]) -> dict:
 
 
 def run(lab: Lab, seeds: list[int]) -> Finding:
-    captions, hints, rows, same = lab.test.captions.full(), lab.hints.to(lab.device), [], []
+    captions, hints, rows, same, facts = lab.test.captions.full(), lab.hints.to(lab.device), [], [], {}
     models = [(lab.base(BaseArm(s)), lab.control(ControlArm(BaseArm(s), s))) for s in seeds]
     for weight in WEIGHTS:
         samples = [lab.controlled(ldm, controlnet, captions, weight) for ldm, controlnet in models]
@@ -46,12 +46,14 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
             x = lab.sample(ldm, captions, gated, (net.kept_as, start, end))
             samples.append(lab.measured(x, lab.hints))
         rows.append(row_of(lab, 1.0, f"{start:g} to {end:g}", samples))
+        facts[f"{start:g} to {end:g}"] = gain_of(lab, *samples)[0]
     upto = [row["EF0"] for row in rows[: len(WEIGHTS)] if row["scale"] <= 1]
     return Finding(
         passed=all(same) and all(a < b for a, b in pairwise(upto)),
         number=f"EF0 at scale 0 to 1: {', '.join(f'{g:.2f}' for g in upto)}; scale 0 is the base exactly: {all(same)}",
         rows=rows,
         control="scale 0 has GAIN about 0: the base does not see the hints",
+        facts=facts,
     )
 
 

@@ -7,8 +7,6 @@ settings, and of LAB_VERSION. So an interrupted report goes on where it stopped,
 import copy
 import hashlib
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tinyldm import files
+from tinyldm.claims.record import circumstances
+from tinyldm.claims.settings import BaseArm, ControlArm, Settings
 from tinyldm.classifier import Judge, load_judge
 from tinyldm.conditions import canny
-from tinyldm.config import FitConfig, RunConfig
+from tinyldm.config import RunConfig
 from tinyldm.controlnet import ControlNet
 from tinyldm.data import load
 from tinyldm.dataset import Captions, Columns, Dataset, to_float
@@ -29,7 +29,6 @@ from tinyldm.diffusion import Schedule
 from tinyldm.ldm import Control, LatentDiffusion, bind_hint
 from tinyldm.metrics import edge_f1, partners
 from tinyldm.runs import encode_all, hints_of, sample_images
-from tinyldm.sizes import TextConfig, UNetConfig, VAEConfig
 from tinyldm.stages import BaseStage, ControlStage, VAEStage
 from tinyldm.text import TextEncoder, Tokenizer
 from tinyldm.training import fit, pick_device, pick_precision
@@ -38,72 +37,6 @@ from tinyldm.vae import VAE
 
 LAB_VERSION = 1  # raise it when a change of the code changes what an arm becomes
 BATCH = 100
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How large everything is. The defaults are those of the report; `QUICK` only shows that the machinery runs."""
-
-    dataset: str = "fashion-mnist"
-    limit: int = 0  # images of each split; 0 is all
-    vae: VAEConfig = VAEConfig()
-    vae_fit: FitConfig = FitConfig(steps=1000, batch_size=16, lr=1.2e-2, warmup=100, ema=0.997, optimizer="muon")
-    text: TextConfig = TextConfig(width=64, layers=1)
-    unet: UNetConfig = UNetConfig(widths=(32, 64, 64), context_width=64)
-    base_fit: FitConfig = FitConfig(steps=800, batch_size=64, lr=4e-3, warmup=100, ema=0.995, optimizer="muon")
-    control_fit: FitConfig = FitConfig(steps=400, batch_size=64, lr=8e-3, warmup=50, ema=0.99, optimizer="muon")
-    hint_widths: tuple[int, ...] = (16, 32, 64)
-    n: int = 300  # test images of a measurement
-    guidance: float = 2.0
-    steps: int = 10  # of dpm++
-    most_steps: int = 1000  # of any sampler
-
-
-def few(fit: FitConfig) -> FitConfig:
-    return replace(fit, steps=3, batch_size=4, warmup=1, log_every=1)
-
-
-QUICK = Settings(
-    limit=40,
-    vae=VAEConfig(widths=(8, 8, 16)),
-    vae_fit=few(Settings.vae_fit),
-    text=TextConfig(width=16, layers=1, heads=2),
-    unet=UNetConfig(widths=(16, 16, 16), heads=2, context_width=16),
-    base_fit=few(Settings.base_fit),
-    control_fit=few(Settings.control_fit),
-    hint_widths=(8, 8, 16),
-    n=12,
-    steps=2,
-    most_steps=3,
-)
-
-
-@dataclass(frozen=True)
-class BaseArm:
-    """A trained base."""
-
-    seed: int = 0
-    fit: FitConfig | None = None  # None: the settings' base_fit
-    caption_drop: float = 0.1
-    timesteps: str = "logit-normal"
-    inverted: bool = False  # trained on images with black and white swapped
-    start: "BaseArm | None" = None  # fine-tuned from this one
-    unscaled: bool = False  # on latents as the autoencoder gives them, not of unit variance
-
-
-@dataclass(frozen=True)
-class ControlArm:
-    """A ControlNet trained on a base. `edit` names what a claim changed in it before training."""
-
-    base: BaseArm = BaseArm()
-    seed: int = 0
-    fit: FitConfig | None = None
-    caption_drop: float = 0.5
-    timesteps: str = "logit-normal"
-    images: int = 0  # the first so many training images; 0 is all
-    condition: str = "canny"  # or "silhouette"
-    edit: str = ""
-    watch: str = ""  # names what is measured during training
 
 
 def silhouette(x: Tensor) -> Tensor:
@@ -125,23 +58,6 @@ class Sampled:
     ch: Tensor | None = None  # (n,) the same against another image's hint of the class
 
 
-def commit() -> str:
-    """The commit of the code, "-dirty" if files differ from it."""
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
-
-
-def circumstances(seconds: float) -> dict:
-    """What a training's time belongs to."""
-    load = os.getloadavg()[0]
-    return {
-        "seconds": round(seconds, 1),
-        "threads": torch.get_num_threads(),
-        "load": round(load, 1),
-        "commit": commit(),
-    }
-
-
 @dataclass(eq=False)
 class Lab:
     """Trains arms, or finds them in `folder`; everything is a function of the settings and the arm."""
@@ -150,6 +66,7 @@ class Lab:
     settings: Settings = Settings()
     device_name: str = "auto"
     trained: dict[str, dict] = field(default_factory=dict)  # folder -> circumstances of its training, as far as used
+    aside: list[float] = field(default_factory=list)  # seconds in which this process trained, or waited for another
 
     @cached_property
     def device(self) -> torch.device:
@@ -207,15 +124,16 @@ class Lab:
         """The network with the weights that its folder holds; trained into it first, if it holds none."""
         folder = self.folder / f"{name}-{self.key(*what)}"
         path = folder / "weights.safetensors"
+        start = time.perf_counter()
         with files.locked(folder / "lock"):  # another process may be training it
             if not path.exists():
                 files.write_json(folder / "arm.json", [self.described(w) for w in what])
-                start = time.perf_counter()
                 train(folder)
                 files.write_json(folder / "trained.json", circumstances(time.perf_counter() - start))
                 files.write_tensors(path, network.state_dict())
                 for checkpoint in folder.glob("*.checkpoint"):
                     checkpoint.unlink()
+        self.aside.append(time.perf_counter() - start)
         network.load_state_dict(files.read_tensors(path, f"delete {folder}"))
         self.trained[folder.name] = files.read_json(folder / "trained.json", f"delete {folder}")
         network.kept_as = folder.name  # `sample` keeps what it gives under this name
@@ -224,7 +142,7 @@ class Lab:
     @lru_cache  # noqa: B019
     def on(self, dataset: str) -> "Lab":
         """The same laboratory on another dataset."""
-        return Lab(self.folder, replace(self.settings, dataset=dataset), self.device_name, self.trained)
+        return Lab(self.folder, replace(self.settings, dataset=dataset), self.device_name, self.trained, self.aside)
 
     def run(self, seed: int) -> RunConfig:
         return RunConfig(device=self.device_name, seed=seed)
@@ -278,6 +196,11 @@ class Lab:
 
         return self.kept("base", ldm, train, arm)
 
+    def new_control(self, ldm: LatentDiffusion, seed: int) -> ControlNet:
+        """An untrained ControlNet for this base."""
+        torch.manual_seed(seed + 1)
+        return ControlNet(ldm.unet, 1, self.settings.hint_widths)
+
     def control(
         self,
         arm: ControlArm,
@@ -289,8 +212,7 @@ class Lab:
         `watch(folder, controlnet, step)` is called every `preview_every` steps, and may keep what it sees in the folder.
         """
         ldm = self.base(arm.base)
-        torch.manual_seed(arm.seed + 1)
-        controlnet = ControlNet(ldm.unet, 1, self.settings.hint_widths)
+        controlnet = self.new_control(ldm, arm.seed)
         edit(controlnet)
         return self.fitted(controlnet, ldm, controlnet, arm, watch)
 
@@ -365,6 +287,13 @@ class Lab:
         if not path.exists():
             files.write_json(path, value)
         return files.read_json(path, f"delete {path}")
+
+    def longest(self, name: str, seconds: float) -> float:
+        """The longest time that something took with these settings: the first, when its samples were not there yet."""
+        path = self.folder / f"{name}-{self.key(name)}.json"
+        known = files.read_json(path, f"delete {path}") if path.exists() else 0.0
+        files.write_json(path, max(known, round(seconds, 1)))
+        return max(known, round(seconds, 1))
 
     def measured(self, x: Tensor, hints: Tensor | None = None) -> Sampled:
         """What the judge sees in images (n, k, H, W) and, with hints (n, 1, H, W), how their edges agree."""

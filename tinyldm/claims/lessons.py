@@ -1,0 +1,127 @@
+"""What the runs show that the papers do not say: a page of the report, every number in it computed."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from tinyldm.claims.claim import Finding, table
+from tinyldm.claims.lab import BaseArm, Lab
+from tinyldm.controlnet import ControlNet
+from tinyldm.stages import ControlStage
+
+CASCADE_STEPS = (0, 1, 2, 5, 20)
+Findings = dict[str, Finding]
+
+
+def groups(controlnet: ControlNet) -> dict[str, list[nn.Parameter]]:
+    """The parts of a ControlNet, from its output back to its hint."""
+    hint = list(controlnet.hint_encoder)
+    return {
+        "output zero convolutions": list(controlnet.zero_convs.parameters()),
+        "the copy": [*controlnet.stem.parameters(), *controlnet.encoder.parameters()],
+        "the hint encoder's last convolution": list(hint[-1].parameters()),
+        "the rest of the hint encoder": [p for layer in hint[:-1] for p in layer.parameters()],
+    }
+
+
+def cascade(lab: Lab) -> list[dict]:
+    """Norm of the gradient in each part of a fresh ControlNet, at the first optimizer steps (AdamW, 1e-3)."""
+    ldm, captions = lab.base(BaseArm(0)), lab.data("train").captions.full()[:64]
+    controlnet = lab.new_control(ldm, 0).to(lab.device, memory_format=torch.channels_last)
+    stage = ControlStage(ldm, controlnet, captions, 0.5).to(lab.device)
+    batch = lab.latents()[:64].to(lab.device), lab.train_hints()[:64].to(lab.device), captions
+    optimizer, rows = torch.optim.AdamW(controlnet.parameters(), lr=1e-3), []
+    for step in range(CASCADE_STEPS[-1] + 1):
+        optimizer.zero_grad()
+        stage(*batch).backward()
+        if step in CASCADE_STEPS:
+            norms = {
+                name: torch.stack([p.grad.norm() for p in part]).norm().item()
+                for name, part in groups(controlnet).items()
+            }
+            rows.append({"optimizer step": step, **norms})
+        optimizer.step()
+    return rows
+
+
+def wake_up(lab: Lab, found: Findings) -> str:
+    """The cascade, in words and numbers."""
+    return (
+        "**The network wakes up from its output backwards.** A zero convolution passes no gradient on until it has left zero, "
+        "and there are two of them in a row: at step 0 only the outputs have a gradient, at step 1 the copy and the hint "
+        "encoder's last convolution, from step 2 on all. So the hint reaches the picture only after two steps; the "
+        f"norms of the gradients of seed 0:\n\n{table(cascade(lab))}"
+    )
+
+
+def slope(rates: Sequence[float], times: Sequence[float]) -> float:
+    """a of the least squares line log(time) = b - a log(rate)."""
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (rates, times))
+    return -(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
+
+
+def when(lab: Lab, found: Findings) -> str | None:
+    """How the step of the sudden rise depends on the learning rate."""
+    rows = [row for row in found["E2"].rows if row["median t50"]]
+    by_seed = {}
+    for seed in {row["seed"] for row in rows}:
+        pairs = [(r["learning rate"], r["median t50"]) for r in rows if r["seed"] == seed and r["optimizer"] == "adamw"]
+        if len(pairs) > 1:
+            by_seed[seed] = slope(*zip(*pairs, strict=True))
+    if not by_seed:
+        return None
+    arms = {(row["optimizer"], row["learning rate"]): [] for row in rows}
+    for row in rows:
+        arms[row["optimizer"], row["learning rate"]].append(row["median t50"])
+    times = ", ".join(f"{name} {lr:g}: {', '.join(f'{t:.0f}' for t in values)}" for (name, lr), values in arms.items())
+    return (
+        "**The step of convergence is a matter of the learning rate.** Median t50 of the panel in each seed: "
+        f"{times}. A fit t50 ~ rate^-a over AdamW's rates gives a = {', '.join(f'{a:.2f}' for a in by_seed.values())}; "
+        '1 would mean that only the product of rate and steps counts. So "usually below 10 K steps" holds for one learning rate.'
+    )
+
+
+def copied(lab: Lab, found: Findings) -> str:
+    """What the copied weights are worth, where the paper only removes the copy's depth."""
+    facts = found["E3"].facts
+    arms = ("zero", "random copy", "lite", "concat")
+    gains = {name: [facts[f"GAIN {name}, {p}"] for p in ("none", "perfect")] for name in arms}
+    shown = "; ".join(f"{name} {none:.2f} and {perfect:.2f}" for name, (none, perfect) in gains.items())
+    return (
+        "**What the copy is worth.** [CN]'s ablation makes the copy shallow. Here is also one of full depth that starts from "
+        f"random weights, and a U-Net that sees edges from its first step. GAIN without prompts and with true captions: {shown}."
+    )
+
+
+def early(lab: Lab, found: Findings) -> str:
+    """Which part of sampling the control is needed in."""
+    facts = found["E12"].facts
+    shown = ", ".join(f"t / T from {span}: {value:.2f}" for span, value in facts.items())
+    return (
+        f"**When control matters.** GAIN with the ControlNet switched on during a part of the sampling only: {shown}."
+    )
+
+
+def failures(lab: Lab, found: Findings) -> str:
+    """Claims that do not hold here."""
+    failed = [f"- {id}: {finding.number}" for id, finding in found.items() if finding.passed is False]
+    shown = "\n".join(failed) if failed else "- none"
+    return (
+        f"**Claims whose criterion is not met at this scale**, with what each section has to say about why:\n\n{shown}"
+    )
+
+
+LESSONS: tuple[tuple[str | None, Callable[[Lab, Findings], str | None]], ...] = (
+    ("E2", wake_up),
+    ("E2", when),
+    ("E3", copied),
+    ("E12", early),
+    (None, failures),
+)
+
+
+def lessons(lab: Lab, found: Findings) -> str:
+    """The page, of the lessons whose claims were run."""
+    parts = [lesson(lab, found) for id, lesson in LESSONS if id is None or id in found]
+    return "\n\n".join(["## What we learned that the papers do not say", *filter(None, parts)])
