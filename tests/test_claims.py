@@ -1,13 +1,15 @@
 """The machinery of the claims: arms, measures, verdicts, what is kept, and that every claim runs. Never a verdict."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import small_controlnet, small_inputs, small_unet
 
-from tinyldm.claims.__main__ import ClaimsConfig, chosen, main
+from tinyldm import files
+from tinyldm.claims.__main__ import ClaimsConfig, chosen, main, timed
 from tinyldm.claims.all import CLAIMS
 from tinyldm.claims.arms import ConcatUNet, JustHint, gaussian, lite, random_copy
 from tinyldm.claims.claim import Finding, difference, verdict
@@ -15,8 +17,10 @@ from tinyldm.claims.e02_sudden import sharpness
 from tinyldm.claims.e07_composition import iou
 from tinyldm.claims.e12_strength import between
 from tinyldm.claims.lab import Lab
+from tinyldm.claims.lessons import slope
 from tinyldm.claims.settings import QUICK, BaseArm, ControlArm, Settings
 from tinyldm.errors import UserError
+from tinyldm.tables import table
 
 
 def test_the_claims_are_e1_to_e18_each_with_its_criterion():
@@ -107,6 +111,48 @@ def test_samples_are_kept_under_what_made_them(tmp_path):
     others = [lab.sample(ldm, prompts, seed=1), lab.sample(ldm, prompts[::-1]), lab.sample(ldm, prompts, guidance=5.0)]
     assert len(list(tmp_path.glob("samples-*"))) == 4
     assert not any(torch.equal(x, other) for other in others)
+
+
+def test_another_process_is_waited_for_while_it_trains(tmp_path):
+    order = []
+
+    def second():
+        with files.locked(tmp_path / "arm" / "lock"):
+            order.append("second")
+
+    with files.locked(tmp_path / "arm" / "lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_claim_pays_only_for_arms_that_none_before_it_used(tmp_path):
+    lab = Lab(tmp_path, QUICK, "cpu")
+    use = replace(CLAIMS[0], run=lambda lab, seeds: lab.base(BaseArm(0)))
+    (_, first), (_, again) = timed(lab, use, [0]), timed(lab, replace(use, id="again"), [0])
+    assert len(first.arms) == 2 and not again.arms  # the autoencoder and the base
+    assert first.training > 0 and again.training == 0
+    assert first.measuring < first.training + 60
+    _, later = timed(Lab(tmp_path, QUICK, "cpu"), use, [0])
+    assert later.arms == first.arms and later.measuring >= first.measuring
+
+
+def test_the_convergence_exponent_and_tables():
+    rates = (3e-4, 1e-3, 3e-3)
+    assert slope(rates, [rate**-0.5 for rate in rates]) == pytest.approx(0.5)
+    assert table([{"a": 1, "b": 0.12345}, {"a": 2, "b": None}, {"c": "x"}]) == (
+        "| a | b |\n| --- | --- |\n| 1 | 0.123 |\n| 2 | - |\n\n| c |\n| --- |\n| x |"
+    )
+
+
+def test_a_report_that_cannot_be_written_is_known_before_hours_are_spent(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        main(ClaimsConfig(quick=True, folder=tmp_path, out=tmp_path / "file" / "RESULTS.md"))
+    assert not list(tmp_path.glob("base-*"))
 
 
 def test_an_unknown_claim_is_a_clear_error():

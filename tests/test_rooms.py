@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOMS = [
-    *["errors", "files", "sizes", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
+    *["errors", "files", "tables", "sizes", "blocks", "diffusion", "text", "vae", "unet", "controlnet"],
     *["dataset", "fashion_mnist", "shapes", "data", "conditions", "pictures"],
     *["ldm", "config", "cli", "checkpoint", "muon", "training", "runs", "stages", "classifier", "metrics"],
     *["sample", "evaluate", "diffusers_names", "diffusers_io", "curve", "workloads", "benchmark"],

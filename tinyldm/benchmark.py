@@ -60,6 +60,7 @@ from tinyldm.errors import UserError
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.metrics import frechet_distance
 from tinyldm.runs import load_run, sample_images
+from tinyldm.tables import cell, table
 from tinyldm.text import TextEncoder, Tokenizer
 from tinyldm.training import keep_freed_memory, pick_device, pick_precision
 from tinyldm.unet import UNet
@@ -283,20 +284,18 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def number(value: object) -> str:
+    """A median with its smallest and largest, or any other value."""
     if isinstance(value, dict):
         return f"{value['median']:.3g} [{value['min']:.3g}, {value['max']:.3g}]"
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return cell(value)
 
 
-def table(title: str, rows: dict[str, dict]) -> str:
-    """Rows as Markdown; medians with smallest and largest."""
+def markdown(title: str, rows: dict[str, dict]) -> str:
+    """Named rows as a table."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-    lines = [
-        f"\n| {title} | " + " | ".join(key.replace("_", " ") for key in keys) + " |",
-        "|" + " --- |" * (len(keys) + 1),
-    ]
-    lines += [f"| {name} | " + " | ".join(number(row.get(key)) for key in keys) + " |" for name, row in rows.items()]
-    return "\n".join(lines)
+    return table(
+        [{title: name, **{key.replace("_", " "): number(row.get(key)) for key in keys}} for name, row in rows.items()]
+    )
 
 
 def check(config: BenchmarkConfig) -> None:
@@ -330,7 +329,7 @@ def main(config: BenchmarkConfig) -> None:
 
     def report(title: str, key: str, rows: dict) -> None:
         results[key] = rows
-        print(table(title, rows), flush=True)
+        print(f"\n{markdown(title, rows)}", flush=True)
         if config.json:
             files.write_json(config.json, results)
 

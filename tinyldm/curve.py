@@ -9,6 +9,7 @@ from tyro.conf import Positional
 from tinyldm import files
 from tinyldm.cli import parse, run_command
 from tinyldm.errors import UserError
+from tinyldm.tables import table
 
 STAGES = ("vae", "base", "control")
 
@@ -66,9 +67,7 @@ def main(config: CurveConfig) -> None:
     right.legend()
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=120)
-    print("| " + " | ".join(points[0]) + " |\n|" + " --- |" * len(points[0]))
-    for p in points:
-        print("| " + " | ".join(f"{value:.3g}" for value in p.values()) + " |")
+    print(table(points))
 
 
 if __name__ == "__main__":

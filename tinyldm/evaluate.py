@@ -59,6 +59,7 @@ from tinyldm.metrics import (
     torch_fidelity,
 )
 from tinyldm.runs import load_run, sample_images
+from tinyldm.tables import table
 from tinyldm.training import keep_freed_memory, pick_device, pick_precision
 
 BATCH = 100
@@ -194,9 +195,7 @@ def print_table(results: dict) -> None:
     rows = results.get("control", {})
     keys = [key for key in rows.get("perfect", {}) if not key.endswith("_interval")]
     if rows:
-        print("\n| prompts | " + " | ".join(keys) + " |\n|" + " --- |" * (len(keys) + 1))
-    for name, row in rows.items():
-        print(f"| {name} | " + " | ".join(cell(row, key) for key in keys) + " |")
+        print("\n" + table([{"prompts": name, **{key: cell(row, key) for key in keys}} for name, row in rows.items()]))
     chances = {key: value for key, value in rows.get("changed", {}).items() if key.startswith("chance_")}
     for key, value in chances.items():
         print(f"\n{key}, changed: {value:.3f}, what the same hints score without a prompt")

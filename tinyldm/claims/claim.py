@@ -88,21 +88,3 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, tuple[f
     """Mean of a - b over seeds and images, one column (n,) per seed, paired image by image; with its interval."""
     gap = over_seeds(a) - over_seeds(b)
     return gap.mean().item(), interval(gap)
-
-
-def cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def table(rows: Sequence[dict]) -> str:
-    """Rows as Markdown, a table for each set of columns."""
-    tables: list[list[str]] = []
-    keys: list[str] = []
-    for row in rows:
-        if list(row) != keys:
-            keys = list(row)
-            tables.append(["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)])
-        tables[-1].append("| " + " | ".join(map(cell, row.values())) + " |")
-    return "\n\n".join("\n".join(lines) for lines in tables)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from tinyldm.claims.claim import Finding, table
+from tinyldm.claims.arms import PANEL
+from tinyldm.claims.claim import Finding
 from tinyldm.claims.lab import BaseArm, Lab
 from tinyldm.controlnet import ControlNet
 from tinyldm.stages import ControlStage
+from tinyldm.tables import table
 
 CASCADE_STEPS = (0, 1, 2, 5, 20)
 Findings = dict[str, Finding]
@@ -63,7 +65,7 @@ def slope(rates: Sequence[float], times: Sequence[float]) -> float:
 
 def when(lab: Lab, found: Findings) -> str | None:
     """How the step of the sudden rise depends on the learning rate."""
-    rows = [row for row in found["E2"].rows if row["median t50"]]
+    rows = [row for row in found["E2"].rows if row["images that rise"] >= PANEL / 2]
     by_seed = {}
     for seed in {row["seed"] for row in rows}:
         pairs = [(r["learning rate"], r["median t50"]) for r in rows if r["seed"] == seed and r["optimizer"] == "adamw"]
@@ -76,7 +78,7 @@ def when(lab: Lab, found: Findings) -> str | None:
         arms[row["optimizer"], row["learning rate"]].append(row["median t50"])
     times = ", ".join(f"{name} {lr:g}: {', '.join(f'{t:.0f}' for t in values)}" for (name, lr), values in arms.items())
     return (
-        "**The step of convergence is a matter of the learning rate.** Median t50 of the panel in each seed: "
+        "**The step of convergence is a matter of the learning rate.** Median t50 in each seed, where half of the panel rises: "
         f"{times}. A fit t50 ~ rate^-a over AdamW's rates gives a = {', '.join(f'{a:.2f}' for a in by_seed.values())}; "
         '1 would mean that only the product of rate and steps counts. So "usually below 10 K steps" holds for one learning rate.'
     )

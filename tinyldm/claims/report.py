@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinyldm import files
 from tinyldm.benchmark import machine
-from tinyldm.claims.claim import Claim, Cost, Finding, table, verdict
+from tinyldm.claims.claim import Claim, Cost, Finding, verdict
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.lessons import lessons
 from tinyldm.claims.record import commit
@@ -16,6 +16,7 @@ from tinyldm.dataset import to_float
 from tinyldm.errors import UserError
 from tinyldm.metrics import frechet_distance, torch_fidelity
 from tinyldm.pictures import save_grid
+from tinyldm.tables import table
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIRST = {  # of the first page
