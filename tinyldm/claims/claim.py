@@ -72,19 +72,33 @@ def over_seeds(columns: Sequence[Tensor]) -> Tensor:
     return torch.stack([column.double() for column in columns]).mean(0)
 
 
-def gain_of(lab: Lab, *samples: Any) -> tuple[float, tuple[float, float]]:
+Estimate = tuple[float, tuple[float, float]]  # a mean and its interval
+
+
+def spread(values: Sequence[float]) -> Estimate:
+    """Mean over seeds, with the smallest and the largest."""
+    return sum(values) / len(values), (min(values), max(values))
+
+
+def errorbars(found: Sequence[Estimate]) -> tuple[list[float], list[list[float]]]:
+    """Means, and their distances from the ends of their intervals, as matplotlib's errorbar takes them."""
+    low, high = ([abs(ends[i] - mean) for mean, ends in found] for i in (0, 1))
+    return [mean for mean, _ in found], [low, high]
+
+
+def gain_of(lab: Lab, *samples: Any) -> Estimate:
     """GAIN of the mean over seeds, and its interval over images."""
     columns = [over_seeds([getattr(s, name) for s in samples]) for name in ("ef0", "ch")] + [lab.ce.double()]
     return gain(*(c.mean().item() for c in columns)), interval(*columns, statistic=gain)
 
 
-def share_of(seen: Sequence[Tensor], wanted: Tensor) -> tuple[float, tuple[float, float]]:
+def share_of(seen: Sequence[Tensor], wanted: Tensor) -> Estimate:
     """Share of labels (n,), one column per seed, that equal the wanted ones (n,); with its interval."""
     hit = over_seeds([column == wanted for column in seen])
     return hit.mean().item(), interval(hit)
 
 
-def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, tuple[float, float]]:
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Estimate:
     """Mean of a - b over seeds and images, one column (n,) per seed, paired image by image; with its interval."""
     gap = over_seeds(a) - over_seeds(b)
     return gap.mean().item(), interval(gap)

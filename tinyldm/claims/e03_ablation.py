@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.claims.arms import EDITS, LEARNING_RATES, best_rate, concat_ldm
-from tinyldm.claims.claim import Claim, Finding, difference, gain_of, share_of, with_interval
+from tinyldm.claims.claim import Claim, Estimate, Finding, difference, errorbars, gain_of, share_of, with_interval
 from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Sampled
 from tinyldm.evaluate import prompt_settings
 from tinyldm.metrics import frechet_distance
@@ -58,13 +58,12 @@ def row_of(lab: Lab, name: str, lr: float, prompts: str, samples: list[Sampled])
     return row
 
 
-def draw(gains: dict[str, list], figure) -> None:
+def draw(gains: dict[str, list[Estimate]], figure) -> None:
     """GAIN of each arm under each kind of prompts, with its interval."""
     ax = figure.subplots()
     for i, (name, values) in enumerate(gains.items()):
-        x, means = [j + 0.12 * (i - 2) for j in range(len(values))], [mean for mean, _ in values]
-        errors = [[m - low for m, (low, _) in values], [high - m for m, (_, high) in values]]
-        ax.errorbar(x, means, errors, fmt="osD^v"[i], color=str(0.15 * i), capsize=2, label=name)
+        x = [j + 0.12 * (i - 2) for j in range(len(values))]
+        ax.errorbar(x, *errorbars(values), fmt="osD^v"[i], color=str(0.15 * i), capsize=2, label=name)
     ax.set_xticks(range(len(PROMPTS)), PROMPTS)
     ax.set(ylabel="GAIN (0: chance, 1: the autoencoder's limit)", xlabel="prompts")
     ax.legend(fontsize=8, ncols=5)
@@ -87,7 +86,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
     found = {name: samples_of(lab, name, seeds, rates[name]) for name in names}
     rows = [row_of(lab, name, rates[name], p, found[name][p]) for name in names for p in PROMPTS]
 
-    def gap(a: str, b: str, prompts: str) -> tuple[float, tuple[float, float]]:
+    def gap(a: str, b: str, prompts: str) -> Estimate:
         return difference(*([s.ef0 for s in found[name][prompts]] for name in (a, b)))
 
     gaps = {p: gap("zero", "lite", p) for p in ("none", "insufficient")}

@@ -2,7 +2,7 @@
 
 import torch
 
-from tinyldm.claims.claim import Claim, Finding, share_of, with_interval
+from tinyldm.claims.claim import Claim, Finding, errorbars, share_of, spread, with_interval
 from tinyldm.claims.lab import BaseArm, Lab
 from tinyldm.metrics import frechet_distance, precision_recall
 
@@ -10,13 +10,14 @@ SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 
 def run(lab: Lab, seeds: list[int]) -> Finding:
-    captions, label, rows = lab.test.captions.full(), lab.test.labels["class"], []
+    captions, label, rows, drawn = lab.test.captions.full(), lab.test.labels["class"], [], []
     for w in SCALES:
         samples = [lab.measured(lab.sample(lab.base(BaseArm(s)), captions, guidance=w)) for s in seeds]
         acc = share_of([s.seen["class"] for s in samples], label)
-        fd = sum(frechet_distance(s.features, lab.reference) for s in samples) / len(seeds)
-        recall = sum(precision_recall(s.features, lab.reference)[1] for s in samples) / len(seeds)
-        rows.append({"guidance": w, "FD": fd, "ACC_t": acc[0], "interval": with_interval(*acc), "recall": recall})
+        fd = spread([frechet_distance(s.features, lab.reference) for s in samples])
+        recall = spread([precision_recall(s.features, lab.reference)[1] for s in samples])
+        rows.append({"guidance": w, "FD": fd[0], "ACC_t": acc[0], "interval": with_interval(*acc), "recall": recall[0]})
+        drawn.append({"FD, all seeds": fd, "ACC_t": acc, "recall, all seeds": recall})
     best = min(rows, key=lambda row: row["FD"])["guidance"]
     rises = rows[-1]["ACC_t"] > rows[0]["ACC_t"]
     falls = rows[-1]["recall"] < rows[0]["recall"]
@@ -24,8 +25,8 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
     chance = [lab.measured(lab.sample(lab.base(BaseArm(s)), shuffled)).seen["class"] for s in seeds]
 
     def draw(figure) -> None:
-        for ax, key in zip(figure.subplots(1, 3), ("FD", "ACC_t", "recall"), strict=True):
-            ax.plot(SCALES, [row[key] for row in rows], "ko-")
+        for ax, key in zip(figure.subplots(1, 3), drawn[0], strict=True):
+            ax.errorbar(SCALES, *errorbars([found[key] for found in drawn]), fmt="ko-", capsize=3)
             ax.set(xlabel="guidance w", ylabel=key)
 
     return Finding(
