@@ -20,12 +20,16 @@ def curve(lab: Lab, seed: int, optimizer: str, lr: float) -> tuple[Tensor, Tenso
     return torch.tensor([line["step"] for line in lines]), torch.tensor([line["ef0"] for line in lines])
 
 
-def moments(steps: Tensor, ef0: Tensor) -> Tensor:
-    """t10, t50, t90 (3, images that rise by 0.1 or more): steps at which EF0 (s, images) has made that share of its rise."""
+def levels(ef0: Tensor) -> Tensor:
+    """Share of its rise that EF0 (s, images) has made (s, images that rise by 0.1 or more); medians of three against noise."""
     smooth = torch.stack([ef0[max(0, i - 1) : i + 2].median(0).values for i in range(len(ef0))])
     rise = smooth[-1] - smooth[0]
-    level = ((smooth - smooth[0]) / rise.clamp(min=1e-6)).cummax(0).values[:, rise >= 0.1]
-    return torch.stack([steps[(level >= q).int().argmax(0)].double() for q in (0.1, 0.5, 0.9)])
+    return ((smooth - smooth[0]) / rise.clamp(min=1e-6)).cummax(0).values[:, rise >= 0.1]
+
+
+def moments(steps: Tensor, ef0: Tensor) -> Tensor:
+    """t10, t50, t90 (3, images that rise): steps at which EF0 (s, images) has made that share of its rise."""
+    return torch.stack([steps[(levels(ef0) >= q).int().argmax(0)].double() for q in (0.1, 0.5, 0.9)])
 
 
 def sharpness(steps: Tensor, ef0: Tensor) -> Tensor:
@@ -39,6 +43,8 @@ def row_of(seed: int, arm: tuple[str, float], steps: Tensor, ef0: Tensor) -> dic
     mean = sharpness(steps, ef0.mean(1, keepdim=True))
     row: dict = {"seed": seed, "optimizer": arm[0], "learning rate": arm[1], "images that rise": len(sharp)}
     row["median sharpness"] = sharp.median().item() if len(sharp) else float("inf")
+    jump = levels(ef0).diff(dim=0).max(0).values if len(sharp) else None
+    row["largest jump, median"] = None if jump is None else jump.median().item()
     row["sharpness of the mean"] = mean.item() if len(mean) else None
     row["median t50"] = t50.median().item() if len(t50) else None
     return {**row, "EF0 first": ef0[0].mean().item(), "EF0 last": ef0[-1].mean().item()}
@@ -70,7 +76,11 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         number=f"median sharpness {', '.join(f'{m:.2f}' for m in medians)} at learning rate {JUDGED[1]:g}",
         rows=rows,
         control=f"a linear ramp scores {ramp:.2f} (1.6 expected), so the measure tells a ramp from a jump",
-        notes=["In the figure each grey line is one image of the panel (12 a seed), each black one a seed's mean"],
+        notes=[
+            "In the figure each grey line is one image of the panel (12 a seed), each black one a seed's mean",
+            f"`largest jump` is the largest share of its rise that an image makes between two looks, of which there are "
+            f"{len(curves[seeds[0], JUDGED][0])}: a jump would be near 1, a ramp {1 / len(curves[seeds[0], JUDGED][0]):.2f}",
+        ],
         draw=draw,
         pictures=pictures_of(lab),
     )
