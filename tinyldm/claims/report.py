@@ -18,7 +18,7 @@ from tinyldm.metrics import frechet_distance, torch_fidelity
 from tinyldm.pictures import save_grid
 from tinyldm.tables import table
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path("docs")
 FIRST = {  # of the first page
     "E2": ("e2.png", "e2-samples.png"),
     "E3": ("e3-samples.png", "e3.png"),
