@@ -22,24 +22,39 @@ def unseen(lab: Lab) -> Dataset:
     return everything.subset(new.nonzero()[: lab.settings.n, 0])
 
 
-def right(lab: Lab, data: Dataset, prompts: list[str], seeds: list[int]) -> tuple[float, tuple[float, float]]:
-    """Share of samples in which the judge sees both the class and the attribute of the data's labels, and its interval."""
-    seen = [pair(lab.measured(lab.sample(lab.base(BaseArm(seed)), prompts)).seen) for seed in seeds]
-    return share_of(seen, pair(data.labels))
+def seen_in(lab: Lab, prompts: list[str], seeds: list[int]) -> list[Tensor]:
+    """The pairs (n,) that the judge sees in samples of these prompts, for each seed."""
+    return [pair(lab.measured(lab.sample(lab.base(BaseArm(seed)), prompts)).seen) for seed in seeds]
+
+
+def by_pair(lab: Lab, new: Dataset, seen: list[Tensor]) -> list[dict]:
+    """A row for each held-out pair."""
+    (first, second), rows = list(new.names.values())[:2], []
+    for code in pair(new.labels).unique().tolist():
+        mask = pair(new.labels) == code
+        score = share_of([column[mask] for column in seen], pair(new.labels)[mask])
+        name = f"held out: {second[code % 100]} {first[code // 100]}"
+        rows.append(
+            {"dataset": lab.settings.dataset, "prompts": name, "class and attribute right": with_interval(*score)}
+        )
+    return rows
 
 
 def on_one(lab: Lab, seeds: list[int]) -> tuple[list[dict], float, str]:
     """On one dataset: rows, the ratio of held-out to seen pairs, and the controls."""
     new, captions, name = unseen(lab), lab.test.captions.full(), lab.settings.dataset
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0)).tolist()
+    seen, asked = seen_in(lab, new.captions.full(), seeds), pair(lab.test.labels)
     scores = {
-        "seen pairs": right(lab, lab.test, captions, seeds),
-        "held-out pairs": right(lab, new, new.captions.full(), seeds),
-        "seen pairs, shuffled": right(lab, lab.test, [captions[i] for i in order], seeds),
+        "seen pairs": share_of(seen_in(lab, captions, seeds), asked),
+        "held-out pairs": share_of(seen, pair(new.labels)),
+        "seen pairs, shuffled": share_of(seen_in(lab, [captions[i] for i in order], seeds), asked),
     }
     rows = [{"dataset": name, "prompts": p, "class and attribute right": with_interval(*s)} for p, s in scores.items()]
-    judge = (pair(lab.judge(to_float(new.images))[1]) == pair(new.labels)).float().mean().item()
-    control = f"{name}: shuffled {scores['seen pairs, shuffled'][0]:.2f}, the judge on real held-out images {judge:.2f}"
+    rows += by_pair(lab, new, seen)
+    real = [(pair(lab.judge(to_float(d.images))[1]) == pair(d.labels)).float().mean().item() for d in (lab.test, new)]
+    shuffled = scores["seen pairs, shuffled"][0]
+    control = f"{name}: shuffled {shuffled:.2f}, the judge on real images {real[0]:.2f}, held-out ones {real[1]:.2f}"
     return rows, scores["held-out pairs"][0] / max(1e-9, scores["seen pairs"][0]), control
 
 
