@@ -314,10 +314,13 @@ class Lab:
         x = self.sample(ldm, prompts, lambda part: [bind_hint(controlnet, on_device[part], weight)], keep, **settings)
         return self.measured(x, hints)
 
+    @torch.no_grad()
+    def round_trip(self, x: Tensor) -> Tensor:
+        """Edge F1 (n,) of the test images x (n, k, H, W), or a version of them, after the autoencoder, against their hints."""
+        x_hat = [self.vae.decode(self.vae.encode(part.to(self.device))).cpu() for part in x.split(BATCH)]
+        return edge_f1(canny(torch.cat(x_hat)), self.hints)
+
     @cached_property
     def ce(self) -> Tensor:
         """Edge F1 (n,) of the test images after a round trip through the autoencoder: the ceiling."""
-        with torch.no_grad():
-            x = to_float(self.test.images).to(self.device)
-            x_hat = torch.cat([self.vae.decode(self.vae.encode(part)).cpu() for part in x.split(BATCH)])
-        return edge_f1(canny(x_hat), self.hints)
+        return self.round_trip(to_float(self.test.images))
