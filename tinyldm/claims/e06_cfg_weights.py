@@ -70,6 +70,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         rows=rows,
         control="with control in both passes guidance must change nothing (an exact test, X6); real test images have "
         f"{real:.3f} of their pixels at -1 or 1",
+        facts=fd,
         notes=[
             "[CN] says that the weights reduce the strength of guidance. As printed, 64 / h_i is 1 for the finest residuals and "
             "more for coarser ones, so it amplifies; the released code's weights are at most 1. The last row, the printed rule "

@@ -105,6 +105,15 @@ def early(lab: Lab, found: Findings) -> str:
     )
 
 
+def guidance_weights(lab: Lab, found: Findings) -> str:
+    """The two resolution weightings of [CN] are not one."""
+    shown = "; ".join(f"{rule} {fd:.2f}" for rule, fd in found["E6"].facts.items())
+    return (
+        "**The printed and the released guidance weights pull apart.** 64 / h_i amplifies coarse residuals, the "
+        f"code's 0.825 ^ (12 - i) damps fine ones. FD without prompts, guided, with control in: {shown}."
+    )
+
+
 def failures(lab: Lab, found: Findings) -> str:
     """Claims that do not hold here."""
     failed = [f"- {id}: {finding.number}" for id, finding in found.items() if finding.passed is False]
@@ -119,6 +128,7 @@ LESSONS: tuple[tuple[str | None, Callable[[Lab, Findings], str | None]], ...] = 
     ("E2", when),
     ("E3", copied),
     ("E12", early),
+    ("E6", guidance_weights),
     (None, failures),
 )
 
