@@ -79,8 +79,8 @@ def when(lab: Lab, found: Findings) -> str | None:
     times = "; ".join(f"{name}: {', '.join(values) or 'does not come'}" for name, values in arms.items())
     return (
         "**When the rise comes.** Median t50 of the seeds in which half of the panel rises, by optimizer and learning rate: "
-        f"{times}. A fit t50 ~ rate^-a to AdamW's gives a = {', '.join(f'{a:.2f}' for a in exponents)}: 1 would mean that only the "
-        "product of rate and steps counts, 0 that the rate does not matter once it is enough. (The rate falls to 0 along a cosine.)"
+        f"{times}. A fit t50 ~ rate^-a to AdamW's gives a = {', '.join(f'{a:.2f}' for a in exponents)}: 1 would mean that "
+        "only the product of rate and steps counts, 0 that the rate does not matter once it is enough. (It falls along a cosine.)"
     )
 
 
