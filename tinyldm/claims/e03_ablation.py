@@ -14,6 +14,10 @@ from tinyldm.evaluate import prompt_settings
 from tinyldm.metrics import frechet_distance
 from tinyldm.pictures import hint_image
 
+SIZES = (
+    "All arms but concat share the hint encoder, which sees edges at full resolution. Likely, not tested: on latents of 8 x 8 a "
+    "few convolutions see the whole picture, so depth has little to add. Parameters that each arm trains: "
+)
 PROMPTS = ("none", "insufficient", "conflicting", "perfect")
 
 
@@ -80,6 +84,12 @@ def pictures_of(lab: Lab, found: dict[str, dict[str, list[Sampled]]]) -> list[tu
     return [hints, *((name, line([seeds[0].x for seeds in by_prompt.values()])) for name, by_prompt in found.items())]
 
 
+def size_of(lab: Lab, name: str, lr: float) -> int:
+    """Parameters that the arm trains."""
+    _, ldm, controlnet = trained(lab, name, 0, lr)
+    return sum(p.numel() for p in (ldm.unet if name == "concat" else controlnet).parameters())
+
+
 def run(lab: Lab, seeds: list[int]) -> Finding:
     names = [*EDITS, "concat"]
     rates = {name: tuned(lab, name) for name in names}
@@ -91,6 +101,7 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
 
     gaps = {p: gap("zero", "lite", p) for p in ("none", "insufficient")}
     rest = {p: gap("gaussian", "lite", p) for p in ("none", "insufficient")}
+    sizes = {name: size_of(lab, name, rate) for name, rate in rates.items()}
     gains = {name: [gain_of(lab, *found[name][p]) for p in PROMPTS] for name in names}
     return Finding(
         passed=all(low > 0 for _, (low, _) in gaps.values()) and all(low <= 0 for _, (low, _) in rest.values()),
@@ -98,7 +109,10 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         rows=rows,
         control=f"gaussian - lite: {', '.join(f'{p} {with_interval(*g, digits=3)}' for p, g in rest.items())}; "
         "GAIN is 0 for the hints of other images, by definition (CH)",
-        notes=[f"Learning rate of each arm, by validation loss on seed 0 out of {LEARNING_RATES}: {rates}"],
+        notes=[
+            f"Learning rate of each arm, by validation loss on seed 0 out of {LEARNING_RATES}: {rates}",
+            SIZES + str(sizes),
+        ],
         draw=partial(draw, gains),
         pictures=pictures_of(lab, found),
         facts={f"GAIN {name}, {p}": g[0] for name in names for p, g in zip(PROMPTS, gains[name], strict=True)},
