@@ -47,6 +47,12 @@ def run(lab: Lab, seeds: list[int]) -> Finding:
         number=f"FD: DDIM 50 {ddim:.2f}, DDPM 1000 {ddpm:.2f}, DPM-Solver++ 15 {dpm:.2f}",
         rows=rows,
         control=f"too few steps are seen: DPM-Solver++ with 5 has {fd['dpm++', 5, 0.0]:.2f}",
+        notes=[
+            "Compare these before blaming few steps: at 50 steps FD is "
+            f"{ddim:.2f} with eta 0, {fd['ddim', 50, 0.5]:.2f} with 0.5, {fd['ddim', 50, 1.0]:.2f} with 1; DDPM with 50 has "
+            f"{fd['ddpm', 50, 1.0]:.2f}, with 200 {fd['ddpm', 200, 1.0]:.2f}"
+        ],
+        facts={f"{s} {n}, eta {eta:g}": value for (s, n, eta), value in fd.items()},
         draw=draw,
     )
 

@@ -114,6 +114,20 @@ def guidance_weights(lab: Lab, found: Findings) -> str:
     )
 
 
+def noise(lab: Lab, found: Findings) -> str:
+    """Whether few steps or missing noise cost quality."""
+    facts = found["E16"].facts
+    shown = "; ".join(
+        f"{arm} {facts[arm]:.2f}"
+        for arm in facts
+        if arm.split(",")[0] in ("ddim 50", "ddpm 50", "ddpm 200", "ddpm 1000")
+    )
+    return (
+        "**Fresh noise can matter more than the number of steps.** FD without guidance, from a base this little trained, by "
+        f"sampler, steps and eta: {shown}. A likely reason: noise that is added anew is removed together with earlier errors."
+    )
+
+
 def failures(lab: Lab, found: Findings) -> str:
     """Claims that do not hold here."""
     failed = [f"- {id}: {finding.number}" for id, finding in found.items() if finding.passed is False]
@@ -129,6 +143,7 @@ LESSONS: tuple[tuple[str | None, Callable[[Lab, Findings], str | None]], ...] = 
     ("E3", copied),
     ("E12", early),
     ("E6", guidance_weights),
+    ("E16", noise),
     (None, failures),
 )
 
