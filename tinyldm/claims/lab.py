@@ -188,10 +188,10 @@ class Lab:
             ldm.load_state_dict(self.base(arm.start).state_dict())
         ldm.requires_grad_(True).vae.requires_grad_(False)
         stage = BaseStage(ldm, arm.caption_drop, arm.timesteps)
-        z = self.latents(arm.inverted) / (self.vae.scale.cpu() if arm.unscaled else 1)
-        columns = Columns(z, self.data("train").captions)
 
         def train(folder: Path) -> None:
+            z = self.latents(arm.inverted) / (self.vae.scale.cpu() if arm.unscaled else 1)
+            columns = Columns(z, self.data("train").captions)
             fit(stage, columns, arm.fit or self.settings.base_fit, self.run(arm.seed), folder, "base")
 
         return self.kept("base", ldm, train, arm)
@@ -229,9 +229,9 @@ class Lab:
         everyone = {caption for choices in captions for caption in choices} | {*self.validation[2]}
         stage = ControlStage(ldm, controlnet, sorted(everyone), arm.caption_drop, arm.timesteps)
         first = arm.images or len(captions)
-        z, hints = self.latents(arm.base.inverted)[:first], self.train_hints(arm.condition)[:first]
 
         def train(folder: Path) -> None:
+            z, hints = self.latents(arm.base.inverted)[:first], self.train_hints(arm.condition)[:first]
             columns, settings = Columns(z, hints, Captions(captions[:first])), arm.fit or self.settings.control_fit
             seen = partial(watch, folder, controlnet)
             fit(stage, columns, settings, self.run(arm.seed), folder, "control", self.validation, seen)
