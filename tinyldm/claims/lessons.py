@@ -1,6 +1,7 @@
 """What the runs show that the papers do not say: a page of the report, every number in it computed."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -8,7 +9,9 @@ from torch import nn
 from tinyldm.claims.arms import PANEL
 from tinyldm.claims.claim import Finding
 from tinyldm.claims.lab import BaseArm, Lab
+from tinyldm.conditions import canny
 from tinyldm.controlnet import ControlNet
+from tinyldm.runs import encode_all, hints_of
 from tinyldm.stages import ControlStage
 from tinyldm.tables import table
 
@@ -27,12 +30,14 @@ def groups(controlnet: ControlNet) -> dict[str, list[nn.Parameter]]:
     }
 
 
+@lru_cache(maxsize=1)
 def cascade(lab: Lab) -> list[dict]:
     """Norm of the gradient in each part of a fresh ControlNet, at the first optimizer steps (AdamW, 1e-3)."""
     ldm, captions = lab.base(BaseArm(0)), lab.data("train").captions.full()[:64]
     controlnet = lab.new_control(ldm, 0).to(lab.device, memory_format=torch.channels_last)
     stage = ControlStage(ldm, controlnet, captions, 0.5).to(lab.device)
-    batch = lab.latents()[:64].to(lab.device), lab.train_hints()[:64].to(lab.device), captions
+    images = lab.data("train").images[:64]
+    batch = encode_all(lab.vae, images, lab.device).to(lab.device), hints_of(canny, images).to(lab.device), captions
     optimizer, rows = torch.optim.AdamW(controlnet.parameters(), lr=1e-3), []
     for step in range(CASCADE_STEPS[-1] + 1):
         optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 from tinyldm import files
@@ -131,6 +132,7 @@ def first_page(found: Found, seeds: Sequence[int]) -> list[str]:
     return parts
 
 
+@lru_cache(maxsize=1)
 def laboratory(lab: Lab) -> str:
     """What every claim shares: sizes, steps, the ceiling, the floor, the judge."""
     s, ldm = lab.settings, lab.new_base(0)
@@ -158,8 +160,7 @@ def laboratory(lab: Lab) -> str:
 def write(out: Path, lab: Lab, found: Found, seeds: Sequence[int], quick: bool = False) -> None:
     """RESULTS.md, its figures in `results` beside it, and results.json with the same numbers."""
     folder = out.parent / "results"
-    for claim, finding, _ in found:
-        save_pictures(claim, finding, folder)
+    save_pictures(*found[-1][:2], folder)  # those of the claims before it are there
     parts = ["# Results", about(lab, found, seeds, quick), *first_page(found, seeds)]
     parts += [lessons(lab, {claim.id: finding for claim, finding, _ in found}), MEASURES, laboratory(lab)]
     parts += [section(claim, finding, cost, seeds) for claim, finding, cost in found]
