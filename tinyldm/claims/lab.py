@@ -170,16 +170,26 @@ class Lab:
     def train_hints(self, condition: str = "canny") -> Tensor:
         return hints_of(HINTS[condition], self.data("train").images)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        captions = self.data("train").captions.choices
+        return Tokenizer.from_captions((c for choices in captions for c in choices), self.settings.text.length)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """Every caption that a training or its validation may meet, in alphabetical order."""
+        everyone = {caption for choices in self.data("train").captions.choices for caption in choices}
+        return sorted(everyone | {*self.validation[2]})
+
     def new_base(self, seed: int, unscaled: bool = False) -> LatentDiffusion:
         """An untrained base around the shared autoencoder, or around a copy of it that does not rescale."""
         vae = copy.deepcopy(self.vae) if unscaled else self.vae
         if unscaled:
             vae.scale.fill_(1.0)
         torch.manual_seed(seed)
-        s, captions = self.settings, self.data("train").captions
-        tokenizer = Tokenizer.from_captions((c for choices in captions.choices for c in choices), s.text.length)
-        text = TextEncoder(replace(s.text, vocabulary=len(tokenizer.vocabulary)))
-        return LatentDiffusion(vae, tokenizer, text, UNet(s.unet), Schedule(), 32)
+        s = self.settings
+        text = TextEncoder(replace(s.text, vocabulary=len(self.tokenizer.vocabulary)))
+        return LatentDiffusion(vae, self.tokenizer, text, UNet(s.unet), Schedule(), 32)
 
     def base(self, arm: BaseArm) -> LatentDiffusion:
         """The trained base of an arm."""
@@ -226,11 +236,10 @@ class Lab:
     ) -> nn.Module:
         """`network`, the part of ldm and controlnet that is not frozen, trained on the loss of a ControlNet."""
         captions = self.data("train").captions.choices
-        everyone = {caption for choices in captions for caption in choices} | {*self.validation[2]}
-        stage = ControlStage(ldm, controlnet, sorted(everyone), arm.caption_drop, arm.timesteps)
         first = arm.images or len(captions)
 
         def train(folder: Path) -> None:
+            stage = ControlStage(ldm, controlnet, self.captions, arm.caption_drop, arm.timesteps)
             z, hints = self.latents(arm.base.inverted)[:first], self.train_hints(arm.condition)[:first]
             columns, settings = Columns(z, hints, Captions(captions[:first])), arm.fit or self.settings.control_fit
             seen = partial(watch, folder, controlnet)
