@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine:   make run   and   make test
-# An interrupted `make run` goes on where it stopped; `make clean-runs run` starts over.
+# An interrupted `make run` resumes where it stopped; `make clean-runs run` starts over.
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
@@ -25,12 +25,14 @@ $(RUNS)/samples.png: $(RUNS)/control/config.json
 $(RUNS)/evaluation.json: $(RUNS)/control/config.json
 	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $@
 
-claims: .venv/ready  ## the papers' claims, tested; hours, and an interrupted run goes on where it stopped
+claims: .venv/ready  ## the papers' claims, tested; takes hours, and an interrupted run resumes
 	$(BIN)/python -m tinyldm.claims
 
-test: .venv/ready  ## lint and the default test suite
+test: .venv/ready  ## lint, imports between the rooms, types, and the default test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
 .venv/ready: pyproject.toml

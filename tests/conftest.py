@@ -1,10 +1,25 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tinyldm.controlnet import ControlNet
+from tinyldm.controlnet import ControlNet, ControlNetConfig
+from tinyldm.ldm import LatentDiffusion
+from tinyldm.text import TextConfig, Tokenizer
 from tinyldm.unet import UNet, UNetConfig
+from tinyldm.vae import VAE, VAEConfig
 
-SMALL = UNetConfig(channels=4, widths=(32, 64), res_blocks=1, attention=(False, True), heads=2, context_width=16)
+SMALL = UNetConfig(4, widths=(32, 64), attention=(False, True), heads=2, context_width=16)
+SD15_UNET = UNetConfig(
+    channels=4,
+    widths=(320, 640, 1280, 1280),
+    res_blocks=2,
+    attention=(True, True, True, False),
+    heads=8,
+    context_width=768,
+)
+SD15_CONTROLNET = ControlNetConfig(hint_channels=3, hint_widths=(16, 32, 96, 256))
+SD15_VAE = VAEConfig(image_channels=3, widths=(128, 256, 512, 512), res_blocks=2)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
@@ -23,7 +38,7 @@ def small_unet(seed: int = 0) -> UNet:
 
 def small_controlnet(unet: UNet, seed: int = 1) -> ControlNet:
     torch.manual_seed(seed)
-    return ControlNet(unet, hint_channels=1, hint_widths=(8, 16, 24))
+    return ControlNet(unet, ControlNetConfig(1, (8, 16, 24)))
 
 
 def small_inputs(batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -34,6 +49,20 @@ def small_inputs(batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
     context = torch.randn(batch, 5, 16, generator=g)
     hint = (torch.rand(batch, 1, 32, 32, generator=g) < 0.2).float()
     return z_t, t, context, hint
+
+
+def small_ldm() -> LatentDiffusion:
+    """A frozen model with random weights, the zero convolutions' too; images (1, 32, 32)."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.from_captions(["a red circle", "a blue ring"], 5)
+    text, unet = TextConfig(width=16, layers=1, heads=2), replace(SMALL, widths=(16, 32))
+    ldm = LatentDiffusion.build(VAE(VAEConfig(widths=(8, 8, 16))), tokenizer, text, unet, 32)
+    return randomise(ldm).requires_grad_(False)
+
+
+@pytest.fixture
+def ldm() -> LatentDiffusion:
+    return small_ldm()
 
 
 @pytest.fixture

@@ -1,25 +1,41 @@
-"""Both scripts and the commands end to end with preset `tiny`, and every kind of bad input: one line, exit code 2."""
+"""Both scripts and the commands end to end with preset `tiny`; bad input is one line and exit code 2."""
 
+import importlib
+import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import randomise
 
 import train_base
 import train_control
-from tinyldm import evaluate, files, sample
-from tinyldm.cli import parse, parse_with_preset, run_command
-from tinyldm.config import BASE_PRESETS, CONTROL_PRESETS, BaseConfig, RunConfig
-from tinyldm.ldm import LatentDiffusion, generate, last
+from tinyldm import sample
+from tinyldm.data import load
+from tinyldm.data.dataset import to_float
+from tinyldm.evaluate.__main__ import EvaluateSettings
+from tinyldm.evaluate.__main__ import main as evaluate
+from tinyldm.ldm import generate
+from tinyldm.support import files
+from tinyldm.support.command_line import parse, parse_with_preset, run_command
+from tinyldm.support.errors import UserError
+from tinyldm.support.progress import progress
+from tinyldm.training import previews
+from tinyldm.training.networks import load_base, load_control, save_control
+from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
+from tinyldm.training.settings import BaseSettings, RunSettings
 
 ROOT = Path(__file__).parents[1]
+progress_file = importlib.import_module("tinyldm.support.progress")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +44,9 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train_base.main(replace(BASE_PRESETS["tiny"], out=folder / "base"))
     before = files.sha256(folder / "base" / "unet.safetensors")
-    train_control.main(replace(CONTROL_PRESETS["tiny"], base=folder / "base", out=folder / "control"))
+    train_control.main(
+        replace(CONTROL_PRESETS["tiny"], base=folder / "base", out=folder / "control")
+    )
     assert files.sha256(folder / "base" / "unet.safetensors") == before
     return folder
 
@@ -36,8 +54,8 @@ def runs(tmp_path_factory) -> Path:
 COMMANDS = {
     "train_base": lambda args: train_base.main(parse_with_preset(BASE_PRESETS, args)),
     "train_control": lambda args: train_control.main(parse_with_preset(CONTROL_PRESETS, args)),
-    "sample": lambda args: sample.main(parse(sample.SampleConfig, args=args)),
-    "evaluate": lambda args: evaluate.main(parse(evaluate.EvaluateConfig, args=args)),
+    "sample": lambda args: sample.main(parse(sample.SampleSettings, args=args)),
+    "evaluate": lambda args: evaluate(parse(EvaluateSettings, args=args)),
 }
 
 
@@ -64,14 +82,23 @@ def test_the_run_folders_hold_what_the_readme_says(runs):
         "previews",
     }
     control = {path.name for path in (runs / "control").iterdir()}
-    assert control >= {"controlnet.safetensors", "config.json", "settings.json", "metrics.jsonl", "loss.png", "hints"}
+    assert control >= {
+        "controlnet.safetensors",
+        "config.json",
+        "settings.json",
+        "metrics.jsonl",
+        "loss.png",
+        "hints",
+    }
     for picture in (*runs.rglob("*.png"),):
         assert cv2.imread(str(picture)) is not None
 
 
 def test_the_same_command_and_seed_give_the_same_weights_and_another_seed_others(runs, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
-        train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / name, run=RunConfig(seed=seed)))
+        train_base.main(
+            replace(BASE_PRESETS["tiny"], out=tmp_path / name, run=RunSettings(seed=seed))
+        )
     for network in ("vae", "text", "unet"):
         content = (runs / "base" / f"{network}.safetensors").read_bytes()
         assert content == (tmp_path / "same" / f"{network}.safetensors").read_bytes()
@@ -79,17 +106,9 @@ def test_the_same_command_and_seed_give_the_same_weights_and_another_seed_others
 
 
 def test_the_saved_latents_have_unit_variance(runs):
-    ldm = LatentDiffusion.load(runs / "base")
-    data = train_base.load("shapes", "train", limit=64)
-    assert abs(ldm.vae.encode(train_base.to_float(data.images)).std().item() - 1) < 0.01
-
-
-def test_image_i_of_a_batch_depends_on_seed_plus_i_alone(runs):
-    ldm = LatentDiffusion.load(runs / "base")
-    four = last(generate(ldm, ["a red circle"] * 4, steps=3, seed=5))
-    one = last(generate(ldm, ["a red circle"], steps=3, seed=7))
-    torch.testing.assert_close(four[2:3], one, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(four[1:2], one, rtol=1e-4, atol=1e-5)
+    ldm = load_base(runs / "base")
+    data = load("shapes", "train", limit=64)
+    assert abs(ldm.vae.encode(to_float(data.images)).std().item() - 1) < 0.01
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "ddim", "ddpm"])
@@ -114,12 +133,14 @@ def test_sample_writes_a_grid_from_the_run_folders_alone(runs, tmp_path, sampler
 
 
 def test_a_photo_of_any_size_and_an_edge_map_are_hints(runs, tmp_path):
-    photo = np.full((90, 120, 3), 30, dtype=np.uint8)
-    cv2.circle(photo, (60, 45), 25, (20, 200, 40), -1)
+    photo = np.full((96, 128, 3), 30, dtype=np.uint8)
+    cv2.circle(photo, (64, 48), 27, (20, 200, 40), -1)
     cv2.imwrite(str(tmp_path / "photo.png"), photo)
-    edges = cv2.Canny(cv2.resize(photo[:, 15:105], (32, 32), interpolation=cv2.INTER_AREA), 100, 200)
+    edges = cv2.Canny(
+        cv2.resize(photo[:, 16:112], (32, 32), interpolation=cv2.INTER_AREA), 100, 200
+    )
     cv2.imwrite(str(tmp_path / "edges.png"), edges)
-    ldm = LatentDiffusion.load(runs / "base")
+    ldm = load_base(runs / "base")
     from_photo = sample.read_hint(tmp_path / "photo.png", ldm, "canny", is_edges=False)
     from_edges = sample.read_hint(tmp_path / "edges.png", ldm, "canny", is_edges=True)
     assert from_photo.sum() > 20
@@ -157,43 +178,61 @@ def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):
     assert "| perfect |" in capfd.readouterr().out
 
 
-def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path):
+def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path, monkeypatch):
     """At their real widths, 64 px: a shrunken number of images, steps and batch."""
     preset = BASE_PRESETS["gpu"]
-    few = {"steps": 2, "batch_size": 2, "preview_every": 9, "optimizer": "adamw"}  # Muon would take a minute here
+    few = {
+        "steps": 2,
+        "batch_size": 2,
+        "preview_every": 9,
+        "optimizer": "adamw",
+    }  # Muon would take a minute here
     run = replace(preset.run, device="cpu", precision="fp32", compile=False)
     data = replace(preset.data, dataset="shapes", limit=4)
     fits = {"vae_fit": replace(preset.vae_fit, **few), "fit": replace(preset.fit, **few)}
-    train_base.PANEL, panel = 1, train_base.PANEL
+    monkeypatch.setattr(previews, "ROWS", 1)
+    monkeypatch.setattr(previews, "COLUMNS", 1)
+    monkeypatch.setattr(previews, "generate", partial(generate, steps=2))
     train_base.main(replace(preset, out=tmp_path / "base", run=run, data=data, **fits))
-    train_base.PANEL = panel
-    ldm = LatentDiffusion.load(tmp_path / "base")
-    assert ldm.noise(1, 0).shape == (1, 4, 16, 16)
+    ldm = load_base(tmp_path / "base")
+    assert ldm.latent_shape == (4, 16, 16)
     control = CONTROL_PRESETS["gpu"]
-    train_control.PANEL = 1
     train_control.main(
-        replace(control, base=tmp_path / "base", out=tmp_path / "c", run=run, fit=replace(control.fit, **few))
+        replace(
+            control,
+            base=tmp_path / "base",
+            out=tmp_path / "c",
+            run=run,
+            fit=replace(control.fit, **few),
+        )
     )
-    train_control.PANEL = panel
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
 def test_compiled_networks_have_nearly_the_same_losses(runs, tmp_path):
-    """Not the same weights: where a gradient is 0 but for rounding, as before a GroupNorm, Adam still takes whole steps."""
-    run = RunConfig(compile=True)
+    """Not the same weights: where a gradient is 0 but for rounding, as before a GroupNorm, Adam still
+    takes whole steps."""
+    run = RunSettings(compile=True)
     train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=run))
-    train_control.main(replace(CONTROL_PRESETS["tiny"], base=tmp_path / "base", out=tmp_path / "control", run=run))
+    train_control.main(
+        replace(CONTROL_PRESETS["tiny"], base=tmp_path / "base", out=tmp_path / "control", run=run)
+    )
     for name in ("base", "control"):
-        lines = [(folder / name / "metrics.jsonl").read_text().splitlines() for folder in (runs, tmp_path)]
+        lines = [
+            (folder / name / "metrics.jsonl").read_text().splitlines()
+            for folder in (runs, tmp_path)
+        ]
         eager, compiled = ([json.loads(line).get("loss", 0.0) for line in part] for part in lines)
         assert compiled == pytest.approx(eager, rel=1e-2)
 
 
 @pytest.mark.slow
 def test_bf16_trains_and_saves_fp32_weights(tmp_path):
-    train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=RunConfig(precision="bf16")))
-    ldm = LatentDiffusion.load(tmp_path / "base")
+    train_base.main(
+        replace(BASE_PRESETS["tiny"], out=tmp_path / "base", run=RunSettings(precision="bf16"))
+    )
+    ldm = load_base(tmp_path / "base")
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in ldm.parameters())
 
 
@@ -212,7 +251,7 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--seed", "-1"], ["--seed"]),
         (["--limit", "-1"], ["--limit"]),
         (["--ema", "2"], ["--ema"]),
-        (["--weight-decay", "-1"], ["weight decay"]),
+        (["--weight-decay", "-1"], ["--weight-decay"]),
         (["--unet.heads", "0"], ["--unet.heads"]),
         (["--vae.res-blocks", "0"], ["--vae.res-blocks"]),
         (["--text.length", "0"], ["--text.length"]),
@@ -236,26 +275,42 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(capfd, runs):
     assert files.sha256(runs / "base" / "unet.safetensors") == before
 
 
-def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_only(capfd, runs, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_only(
+    capfd, runs, tmp_path, monkeypatch
+):
     preset = replace(BASE_PRESETS["tiny"], out=tmp_path / "base")
     with monkeypatch.context() as patch:
-        patch.setattr(train_base, "BaseStage", None)  # dies when the autoencoder is done
+        patch.setattr(train_base, "drop_captions", None)  # dies when the autoencoder is done
         with pytest.raises(TypeError):
             train_base.main(preset)
-    assert "lr" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume", "--lr", 3)
+    assert "lr" in error_of(
+        capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume", "--lr", 3
+    )
     COMMANDS["train_base"](["--preset", "tiny", "--out", str(tmp_path / "base"), "--resume"])
     for name in ("vae", "text", "unet"):
         assert (tmp_path / "base" / f"{name}.safetensors").read_bytes() == (
             runs / "base" / f"{name}.safetensors"
         ).read_bytes()
-    assert "finished" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume")
-    assert "no run" in error_of(capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume")
+    assert "finished" in error_of(
+        capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume"
+    )
+    assert "no run" in error_of(
+        capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume"
+    )
 
 
 def test_the_base_is_not_overwritten_by_its_control(capfd, runs):
     for out in (runs / "base", runs):
         error = error_of(
-            capfd, "train_control", "--preset", "tiny", "--base", runs / "base", "--out", out, "--overwrite"
+            capfd,
+            "train_control",
+            "--preset",
+            "tiny",
+            "--base",
+            runs / "base",
+            "--out",
+            out,
+            "--overwrite",
         )
         assert "--out" in error
     assert (runs / "base" / "unet.safetensors").exists()
@@ -270,7 +325,13 @@ def test_a_control_is_not_resumed_on_another_base(capfd, runs, tmp_path):
 
 
 def test_bad_flags_of_evaluate(capfd, runs, tmp_path):
-    for flags in (["--steps", 0], ["--steps", 2000], ["--n", 3], ["--seed", -1], ["--json", tmp_path]):
+    for flags in (
+        ["--steps", 0],
+        ["--steps", 2000],
+        ["--n", 3],
+        ["--seed", -1],
+        ["--json", tmp_path],
+    ):
         assert flags[0] in error_of(capfd, "evaluate", "--base", runs / "base", *flags)
 
 
@@ -285,20 +346,26 @@ def test_damaged_weights_are_named(capfd, tmp_path, runs):
     path = tmp_path / "base" / "unet.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
-    for damaged, word in ((content, "checksum"), (content[:-9], "safetensors"), (b"", "safetensors")):
+    for damaged, word in (
+        (content, "checksum"),
+        (content[:-9], "safetensors"),
+        (b"", "safetensors"),
+    ):
         path.write_bytes(damaged)
         error = error_of(capfd, "sample", "--base", tmp_path / "base")
         assert "unet.safetensors" in error and word in error
 
 
 def test_a_control_of_another_base_is_refused(capfd, tmp_path, runs):
-    train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "other", run=RunConfig(seed=3)))
+    train_base.main(replace(BASE_PRESETS["tiny"], out=tmp_path / "other", run=RunSettings(seed=3)))
     hint = next((runs / "control" / "hints").iterdir())
     args = ["--base", tmp_path / "other", "--control", runs / "control", "--hint", hint]
     assert "another base" in error_of(capfd, "sample", *args)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"<html>not a picture</html>", b"\x89PNG\r\n\x1a\n" + b"0" * 40])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"<html>not a picture</html>", b"\x89PNG\r\n\x1a\n" + b"0" * 40]
+)
 def test_a_hint_that_is_no_picture(capfd, tmp_path, runs, content):
     path = tmp_path / "hint.png"
     if content is not None:
@@ -327,7 +394,11 @@ def test_bad_flags_of_sample(capfd, runs, args, word):
 
 def test_as_a_process_an_unknown_flag_is_one_line_and_exit_code_2():
     process = subprocess.run(
-        [sys.executable, "train_base.py", "--no-such-flag"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "train_base.py", "--no-such-flag"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1 and "--no-such-flag" in process.stderr
@@ -335,8 +406,143 @@ def test_as_a_process_an_unknown_flag_is_one_line_and_exit_code_2():
 
 def test_help_teaches(capfd):
     with pytest.raises(SystemExit) as exit:
-        parse(BaseConfig, args=["--help"])
+        parse(BaseSettings, args=["--help"])
     assert exit.value.code == 0
     text = capfd.readouterr().out
-    for flag in ("--steps", "--lr", "--precision", "--compile", "--data-dir", "--vae-fit.steps", "--preset"):
+    for flag in (
+        "--steps",
+        "--lr",
+        "--precision",
+        "--compile",
+        "--data-dir",
+        "--vae-fit.steps",
+        "--preset",
+    ):
         assert flag in text
+
+
+# ---------------------------------------------------------------- flags
+
+
+def picture_of(runs, path, *flags) -> np.ndarray:
+    """The pixels that `sample` writes with these flags for one hint."""
+    hint = sorted((runs / "control" / "hints").iterdir())[0]
+    args = ["--base", runs / "base", "--control", runs / "control", "--hint", hint, "--steps", 2]
+    args += ["--num-images", 2, "--prompt", "a red circle", "--out", path, *flags]
+    COMMANDS["sample"]([str(arg) for arg in args])
+    return cv2.imread(str(path))
+
+
+def test_control_passes_are_chosen_by_name_in_sample_and_evaluate(runs, tmp_path):
+    """The control is nudged from zero so that it does something after six steps of training."""
+    shutil.copytree(runs / "control", tmp_path / "control")
+    shutil.copytree(runs / "base", tmp_path / "base")
+    ldm = load_base(tmp_path / "base")
+    controlnet, condition = load_control(tmp_path / "control", tmp_path / "base", ldm)
+    save_control(tmp_path / "control", randomise(controlnet), condition, tmp_path / "base")
+    both, named, prompted = (
+        picture_of(tmp_path, tmp_path / f"{name}.png", *flags)
+        for name, flags in {
+            "both": (),
+            "named": ("--control-passes", "both"),
+            "prompted": ("--control-passes", "prompted"),
+        }.items()
+    )
+    assert np.array_equal(both, named) and not np.array_equal(both, prompted)
+    files_of = {}
+    for passes in ("both", "prompted"):
+        path = tmp_path / f"{passes}.json"
+        args = ["--base", tmp_path / "base", "--control", tmp_path / "control", "--n", 10]
+        args += ["--steps", 2, "--json", path, "--control-passes", passes]
+        COMMANDS["evaluate"]([str(arg) for arg in args])
+        files_of[passes] = json.loads(path.read_text())
+        assert files_of[passes]["control_passes"] == passes
+    both, prompted = (files_of[name]["control"]["perfect"]["ef0"] for name in files_of)
+    assert both != prompted
+
+
+@pytest.mark.parametrize(
+    "flag", ["--vae.image-channels", "--text.vocabulary", "--unet.channels", "--unet.context-width"]
+)
+def test_what_follows_from_the_data_is_no_flag(capfd, flag):
+    assert flag in error_of(capfd, "train_base", "--preset", "tiny", flag, 7)
+    with pytest.raises(SystemExit):
+        parse(BaseSettings, args=["--help"])
+    assert flag not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("--learning_rate", "--lr"), ("--learning-rate", "--lr"), ("--max_train_steps", "--steps")],
+)
+def test_a_flag_of_diffusers_is_answered_with_ours(capfd, theirs, ours):
+    error = error_of(capfd, "train_base", "--preset", "tiny", theirs, 1)
+    assert theirs in error and ours in error.split()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "flag"),
+    [
+        ("train_base", ["--vae-fit.batch-size", 0], "--vae-fit.batch-size 0"),
+        ("train_base", ["--lr", "nan"], "--lr nan"),
+        ("train_base", ["--kl-weight", "-1"], "--kl-weight -1.0"),
+        ("train_base", ["--vae.latent-channels", 0], "--vae.latent-channels 0"),
+        ("train_control", ["--hint-widths", 0, 16], "--hint-widths (0, 16)"),
+        ("sample", ["--num-images", 0], "--num-images 0"),
+        ("evaluate", ["--n", 3], "--n 3"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_its_flag(capfd, command, args, flag):
+    assert error_of(capfd, command, *args).startswith(f"error: {flag}: must be")
+
+
+def test_what_tyro_says_is_read_from_any_box(monkeypatch):
+    """It draws boxes of lines in UTF-8, else of hyphens."""
+    for encoding in ("utf-8", "ascii"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+            for value, said in (("3", "--n 3: must be between"), ("x", "Error parsing --n: ")):
+                with pytest.raises(UserError, match=f"^{said}"):
+                    parse(EvaluateSettings, args=["--n", value])
+
+
+def test_t_density_is_also_called_timesteps():
+    for flag in ("--t-density", "--timesteps"):
+        settings = parse_with_preset(BASE_PRESETS, ["--preset", "tiny", flag, "uniform"])
+        assert settings.t_density == "uniform"
+
+
+def test_a_training_ends_by_naming_the_next_command(tmp_path, capfd):
+    base, control = tmp_path / "base", tmp_path / "control"
+    train_base.main(replace(BASE_PRESETS["tiny"], out=base))
+    assert capfd.readouterr().out.split("\n")[-2].split() == next_words("train_control", base)
+    train_control.main(replace(CONTROL_PRESETS["tiny"], base=base, out=control))
+    words = shlex.split(capfd.readouterr().out.split("\n")[-2])
+    assert words[:3] == ["python", "-m", "tinyldm.sample"]
+    COMMANDS["sample"]([*words[3:], "--steps", "1", "--out", str(tmp_path / "s.png")])
+
+
+def next_words(script: str, base: Path) -> list[str]:
+    return ["python", f"{script}.py", "--base", str(base)]
+
+
+def test_bars_are_not_repainted_where_stderr_is_no_terminal(capfd, monkeypatch):
+    list(progress(range(1000), desc="quick"))
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(progress_file, "HALF_A_MINUTE", 0.0)
+    list(progress(range(3), desc="slow"))
+    err = capfd.readouterr().err
+    assert "\r" not in err and "slow: 100%" in err.splitlines()[-1]
+
+
+def test_nothing_runs_at_import():
+    """No process is started and no home is looked up by importing any file of the package."""
+    code = """
+import importlib, pathlib, pkgutil, subprocess
+import tinyldm, torch, torchvision, tyro, cv2
+subprocess.Popen.__init__ = None
+pathlib.Path.home = None
+for module in pkgutil.walk_packages(tinyldm.__path__, "tinyldm."):
+    importlib.import_module(module.name)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -1,8 +1,9 @@
-"""The ControlNet identities: X1, X3, X4, X5 and X7 of the paper's section 3, on a base whose output is not zero.
+"""The ControlNet identities: X1, X3, X4, X5 and X7 of the paper's section 3.
 
-A fresh Stable-Diffusion-style U-Net ends in a zero convolution: its output is 0 whatever the control does, and the
-obvious test of "the controlled output equals the base's" passes on it without testing anything. So every base here is
-randomised, its output is checked to be non-zero, and every identity has a control that breaks it.
+A fresh Stable-Diffusion-style U-Net ends in a zero convolution: its output is 0 whatever the control does,
+and the obvious test of "the controlled output equals the base's" passes on it without testing anything.
+So every base here is randomised, its output is checked to be non-zero, and every identity has a control
+that breaks it.
 """
 
 import copy
@@ -10,22 +11,21 @@ import hashlib
 
 import pytest
 import torch
-from conftest import randomise, small_controlnet, small_inputs, small_unet
+from conftest import (
+    SD15_CONTROLNET,
+    SD15_UNET,
+    randomise,
+    small_controlnet,
+    small_inputs,
+    small_unet,
+)
 from torch import nn
 
-from tinyldm.controlnet import ControlNet, resolution_weights, scale
+from tinyldm.claims.cascade import gradient_groups
+from tinyldm.controlnet import ControlNet, ControlNetConfig, resolution_weighted, weighted
 from tinyldm.diffusion import Schedule, ddim, diffusion_loss, guided
-from tinyldm.ldm import bind_context, bind_hint
+from tinyldm.ldm import Control, bind
 from tinyldm.unet import UNet, UNetConfig, add_controls
-
-SD15 = UNetConfig(
-    channels=4,
-    widths=(320, 640, 1280, 1280),
-    res_blocks=2,
-    attention=(True, True, True, False),
-    heads=8,
-    context_width=768,
-)
 
 
 def checksum(module: nn.Module) -> str:
@@ -61,9 +61,9 @@ def test_x1_holds_at_every_timestep(unet, t):
 @torch.no_grad()
 def test_x1_holds_along_a_whole_ddim_trajectory(unet):
     z_T, _, context, hint = small_inputs()
-    control = bind_hint(small_controlnet(unet), hint)
-    plain = list(ddim(Schedule(), bind_context(unet, context), z_T, steps=10))
-    controlled = list(ddim(Schedule(), bind_context(unet, context, [control]), z_T, steps=10))
+    control = Control(small_controlnet(unet), hint)
+    plain = list(ddim(Schedule(), bind(unet, context), z_T, steps=10))
+    controlled = list(ddim(Schedule(), bind(unet, context, [control]), z_T, steps=10))
     assert all(torch.equal(a, b) for a, b in zip(plain, controlled, strict=True))
     assert not torch.equal(plain[-1], z_T)
 
@@ -87,7 +87,9 @@ def test_x1_control_nudging_any_output_zero_conv_changes_the_output(unet, i):
     controlnet = small_controlnet(unet)
     assert len(controlnet.zero_convs) == 5
     controlnet.zero_convs[i].weight.add_(0.01)
-    assert not torch.equal(unet(z_t, t, context, controlnet(z_t, t, context, hint)), unet(z_t, t, context))
+    assert not torch.equal(
+        unet(z_t, t, context, controlnet(z_t, t, context, hint)), unet(z_t, t, context)
+    )
 
 
 @torch.no_grad()
@@ -96,7 +98,9 @@ def test_x1_control_nudging_only_the_hint_encoders_zero_conv_changes_nothing(une
     controlnet = small_controlnet(unet)
     controlnet.hint_encoder[-1].weight.add_(0.01)
     assert controlnet.hint_encoder(hint).abs().max() > 0
-    assert torch.equal(unet(z_t, t, context, controlnet(z_t, t, context, hint)), unet(z_t, t, context))
+    assert torch.equal(
+        unet(z_t, t, context, controlnet(z_t, t, context, hint)), unet(z_t, t, context)
+    )
 
 
 @torch.no_grad()
@@ -104,19 +108,12 @@ def test_x1_the_obvious_test_is_empty_on_a_fresh_base():
     unet = UNet(small_unet().config)
     z_t, t, context, hint = small_inputs()
     controlnet = randomise(small_controlnet(unet), std=1.0)  # anything but the identity
-    assert torch.equal(unet(z_t, t, context, controlnet(z_t, t, context, hint)), torch.zeros_like(z_t))
+    assert torch.equal(
+        unet(z_t, t, context, controlnet(z_t, t, context, hint)), torch.zeros_like(z_t)
+    )
 
 
 # ---------------------------------------------------------------- X3: the cascade of gradients
-
-
-def gradient_groups(controlnet: ControlNet) -> dict[str, list[nn.Parameter]]:
-    return {
-        "output zero convs": list(controlnet.zero_convs.parameters()),
-        "copy": [p for m in (controlnet.stem, controlnet.encoder, controlnet.time_embed) for p in m.parameters()],
-        "last hint conv": list(controlnet.hint_encoder[-1].parameters()),
-        "inner hint convs": [p for m in list(controlnet.hint_encoder)[:-1] for p in m.parameters()],
-    }
 
 
 def alive(group: list[nn.Parameter]) -> list[bool]:
@@ -132,7 +129,7 @@ def test_x3_gradients_reach_the_copy_after_one_step_and_the_inner_hint_convs_aft
     for step, new in enumerate(expected):
         awake |= new
         z_0, _, context, hint = small_inputs(4, seed=step)
-        eps_fn = bind_context(frozen_unet, context, [bind_hint(controlnet, hint)])
+        eps_fn = bind(frozen_unet, context, [Control(controlnet, hint)])
         optimizer.zero_grad(set_to_none=True)
         diffusion_loss(Schedule(), eps_fn, z_0).backward()
         assert all(p.grad is not None for p in controlnet.parameters())
@@ -152,7 +149,7 @@ def test_x4_training_a_controlnet_leaves_the_base_bitwise_unchanged(frozen_unet)
     start = checksum(controlnet)
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=0.01)
     for _ in range(3):
-        eps_fn = bind_context(frozen_unet, context, [bind_hint(controlnet, hint)])
+        eps_fn = bind(frozen_unet, context, [Control(controlnet, hint)])
         diffusion_loss(Schedule(), eps_fn, z_0).backward()
         optimizer.step()
     residuals = controlnet(z_0, t, context, hint)
@@ -160,7 +157,7 @@ def test_x4_training_a_controlnet_leaves_the_base_bitwise_unchanged(frozen_unet)
     assert checksum(frozen_unet) == before
     assert all(p.grad is None for p in frozen_unet.parameters())
     assert torch.equal(frozen_unet(z_0, t, context), y)
-    assert torch.equal(frozen_unet(z_0, t, context, scale(residuals, 0)), y)
+    assert torch.equal(frozen_unet(z_0, t, context, weighted(residuals, 0)), y)
     assert not torch.equal(frozen_unet(z_0, t, context, residuals), y)
 
 
@@ -190,7 +187,7 @@ def test_adding_controls_leaves_the_callers_lists_alone(unet):
     residuals = randomise(small_controlnet(unet))(z_t, t, context, hint)
     before = [r.clone() for r in residuals]
     unet(z_t, t, context, residuals)
-    scale(residuals, 0.5)
+    weighted(residuals, 0.5)
     assert len(residuals) == len(before)
     assert all(torch.equal(a, b) for a, b in zip(residuals, before, strict=True))
 
@@ -200,7 +197,7 @@ def test_a_control_of_another_length_is_an_error():
         add_controls([torch.zeros(1), torch.zeros(1)], [[torch.zeros(1)]])
 
 
-# ---------------------------------------------------------------- X6 (weights), X7: counts at Stable Diffusion 1.5's sizes
+# ---------------------------------------------------------------- X6 (weights), X7: counts at SD 1.5's sizes
 
 
 def parameters(module: nn.Module) -> int:
@@ -209,8 +206,8 @@ def parameters(module: nn.Module) -> int:
 
 def test_x7_unet_and_controlnet_have_the_parameter_counts_of_sd15():
     with torch.device("meta"):
-        unet = UNet(SD15)
-        controlnet = ControlNet(unet, hint_channels=3, hint_widths=(16, 32, 96, 256))
+        unet = UNet(SD15_UNET)
+        controlnet = ControlNet(unet, SD15_CONTROLNET)
         z_t, t, context = torch.zeros(1, 4, 64, 64), torch.ones(1), torch.zeros(1, 77, 768)
         residuals = controlnet(z_t, t, context, torch.zeros(1, 3, 512, 512))
         assert unet(z_t, t, context, residuals).shape == (1, 4, 64, 64)
@@ -228,16 +225,18 @@ def test_x7_unet_and_controlnet_have_the_parameter_counts_of_sd15():
 @torch.no_grad()
 def test_x6_without_a_prompt_and_with_control_in_both_passes_guidance_changes_nothing(unet, w):
     z_t, t, null, hint = small_inputs()
-    control = bind_hint(randomise(small_controlnet(unet)), hint)
-    eps_fn = bind_context(unet, null, [control])
-    assert torch.equal(guided(eps_fn, bind_context(unet, null, [control]), w)(z_t, t), eps_fn(z_t, t))
-    only_conditional = guided(eps_fn, bind_context(unet, null), w)(z_t, t)  # the paper's setting of Figure 5
+    control = Control(randomise(small_controlnet(unet)), hint)
+    eps_fn = bind(unet, null, [control])
+    assert torch.equal(guided(eps_fn, bind(unet, null, [control]), w)(z_t, t), eps_fn(z_t, t))
+    only_conditional = guided(eps_fn, bind(unet, null), w)(
+        z_t, t
+    )  # the paper's setting of Figure 5
     assert torch.equal(only_conditional, eps_fn(z_t, t)) == (w == 1)
 
 
 def test_x6_resolution_weights_are_64_over_h_on_a_64_px_latent():
     sizes = [64] * 3 + [32] * 3 + [16] * 3 + [8] * 4
-    weighted = resolution_weights([torch.ones(1, 1, size, size) for size in sizes])
+    weighted = resolution_weighted([torch.ones(1, 1, size, size) for size in sizes])
     assert [w.unique().item() for w in weighted] == [1] * 3 + [2] * 3 + [4] * 3 + [8] * 4
 
 
@@ -250,9 +249,10 @@ def test_one_residual_per_feature_map_at_any_depth(widths, res_blocks):
     levels = len(widths)
     config = UNetConfig(4, widths, res_blocks, (True,) * levels, heads=2, context_width=16)
     unet = UNet(config)
-    hint_widths = (8, 16)
     z_t, t, context = torch.randn(3, 4, 8, 16), torch.tensor([1, 7, 1000]), torch.randn(3, 5, 16)
-    residuals = ControlNet(unet, 3, hint_widths)(z_t, t, context, torch.rand(3, 3, 16, 32))
+    residuals = ControlNet(unet, ControlNetConfig(3, (8, 16)))(
+        z_t, t, context, torch.rand(3, 3, 16, 32)
+    )
     features = unet.encoder(unet.stem(z_t), unet.time_embed(t), context)
     assert [r.shape for r in residuals] == [f.shape for f in features]
     assert len(residuals) == levels * (res_blocks + 1) + 1
@@ -263,4 +263,6 @@ def test_a_deepcopy_of_a_controlnet_is_independent(unet):
     controlnet = small_controlnet(unet)
     other = copy.deepcopy(controlnet)
     randomise(other)
-    assert all(torch.equal(conv.weight, torch.zeros_like(conv.weight)) for conv in controlnet.zero_convs)
+    assert all(
+        torch.equal(conv.weight, torch.zeros_like(conv.weight)) for conv in controlnet.zero_convs
+    )

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import importlib
 import itertools
 import struct
+import subprocess
 import urllib.error
 
 import cv2
@@ -11,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from tinyldm import fashion_mnist as fashion
-from tinyldm.conditions import canny
 from tinyldm.data import load
-from tinyldm.dataset import SPLITS, Captions, Columns, to_float, to_uint8
-from tinyldm.errors import UserError
-from tinyldm.fashion_mnist import read_idx
-from tinyldm.runs import hints_of
-from tinyldm.shapes import BACKGROUNDS, COLOURS, HELD_OUT, shapes
+from tinyldm.data.conditions import canny, silhouette
+from tinyldm.data.dataset import SPLITS, Captions, Columns, to_float, to_uint8
+from tinyldm.data.fashion_mnist import read_idx
+from tinyldm.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT
+from tinyldm.support.errors import UserError
+from tinyldm.training.caches import hints_of
+
+fashion = importlib.import_module(
+    "tinyldm.data.fashion_mnist"
+)  # the package has a function of that name
 
 PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8)
 IDX = b"\0\0\x08\x03" + struct.pack(">3i", 2, 3, 4) + PIXELS.tobytes()
@@ -36,23 +41,26 @@ def test_reads_idx_files_raw_and_zipped(tmp_path, suffix):
 
 
 BROKEN = {
-    "empty": (b"", "magic"),
-    "wrong magic": (b"\0\0\x09\x03" + IDX[4:], "magic"),
-    "no sizes": (IDX[:6], "magic"),
-    "too short": (IDX[:-1], "bytes follow"),
-    "too long": (IDX + b"x", "bytes follow"),
-    "negative size": (b"\0\0\x08\x01" + struct.pack(">i", -5) + b"12345", "bytes follow"),
-    "flipped bit": (IDX[:-1] + bytes([IDX[-1] ^ 1]), "checksum"),
+    "empty": b"",
+    "wrong magic": b"\0\0\x09\x03" + IDX[4:],
+    "no sizes": IDX[:6],
+    "too short": IDX[:-1],
+    "too long": IDX + b"x",
+    "negative size": b"\0\0\x08\x01" + struct.pack(">i", -5) + b"12345",
+    "flipped bit": IDX[:-1] + bytes([IDX[-1] ^ 1]),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_idx_file_is_one_clear_error(tmp_path, name):
-    content, message = BROKEN[name]
-    (tmp_path / "images").write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
+    (tmp_path / "images").write_bytes(BROKEN[name])
+    with pytest.raises(UserError, match="checksum") as error:
         read_idx(tmp_path / "images", sha256(IDX))
-    assert "images" in str(error.value) and "--data-dir" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        "images" in str(error.value)
+        and "--data-dir" in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,25 +78,38 @@ def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, mon
 
     monkeypatch.delenv("TINYLDM_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fashion, "CACHE", tmp_path / "cache" / "fashion-mnist")
+    monkeypatch.setattr(fashion, "cache", lambda: tmp_path / "cache" / "fashion-mnist")
     monkeypatch.setattr(fashion, "holds_fashion_mnist", lambda folder: False)
     monkeypatch.setattr(fashion, "fetch_from_mirror", fail)
     monkeypatch.setattr(fashion, "fetch_from_debian", fail)
     with pytest.raises(UserError) as error:
         fashion.find_fashion_mnist()
-    for place in ("data", "/usr/share/datasets/fashion-mnist", "cache", "amazonaws", "apt-get", "--data-dir"):
+    for place in (
+        "data",
+        "/usr/share/datasets/fashion-mnist",
+        "cache",
+        "amazonaws",
+        "apt-get",
+        "--data-dir",
+    ):
         assert place in str(error.value)
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half-fetched is left
 
 
-def test_a_named_data_dir_without_the_files_is_an_error_without_looking_elsewhere(tmp_path, monkeypatch):
+def test_a_named_data_dir_without_the_files_is_an_error_without_looking_elsewhere(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(fashion, "fetch", lambda folder: pytest.fail("went to the network"))
     with pytest.raises(UserError, match=str(tmp_path)):
         fashion.find_fashion_mnist(tmp_path)
 
 
 def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}i", *array.shape)
+        + array.tobytes()
+    )
 
 
 @pytest.fixture
@@ -105,13 +126,16 @@ def little_fashion(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(fashion, "FILES", {name: sha256(files[name]) for name in fashion.FILES})
     monkeypatch.setattr(fashion, "VALIDATION", 100)
-    fashion.fashion_mnist.cache_clear()
+    fashion.read_all.cache_clear()
     yield tmp_path
-    fashion.fashion_mnist.cache_clear()
+    fashion.read_all.cache_clear()
 
 
 def test_fashion_mnist_splits_labels_and_padding(little_fashion):
-    parts = {split: load("fashion-mnist", split, data_dir=little_fashion, held_out=True) for split in SPLITS}
+    parts = {
+        split: load("fashion-mnist", split, data_dir=little_fashion, held_out=True)
+        for split in SPLITS
+    }
     assert [len(parts[split]) for split in SPLITS] == [500, 100, 90]
     train = parts["train"]
     assert train.images.shape == (500, 1, 32, 32) and train.images.dtype == torch.uint8
@@ -127,7 +151,10 @@ def test_held_out_pairs_are_in_no_split_unless_asked_for(little_fashion):
     for split in SPLITS:
         whole = load("fashion-mnist", split, data_dir=little_fashion, held_out=True)
         part = load("fashion-mnist", split, data_dir=little_fashion)
-        seen = [set(zip(d.labels["class"].tolist(), d.labels["tone"].tolist(), strict=True)) for d in (whole, part)]
+        seen = [
+            set(zip(d.labels["class"].tolist(), d.labels["tone"].tolist(), strict=True))
+            for d in (whole, part)
+        ]
         assert seen[0] & pairs and not seen[1] & pairs
         assert len(part) == int((~whole.held_out).sum())
 
@@ -164,14 +191,16 @@ def test_uint8_and_float_are_inverse():
 
 
 def test_shapes_are_reproducible_and_their_splits_differ():
-    one, two, other = shapes("validation"), shapes.__wrapped__("validation"), shapes("test")
+    one, two, other = (
+        load("shapes", s, held_out=True) for s in ("validation", "validation", "test")
+    )
     assert torch.equal(one.images, two.images) and one.captions.choices == two.captions.choices
     assert not torch.equal(one.images[:100], other.images[:100])
     assert one.images.shape == (1000, 3, 32, 32)
 
 
 def test_shapes_pictures_have_the_colours_of_their_captions():
-    dataset = shapes("validation", resolution=64)
+    dataset = load("shapes", "validation", resolution=64, limit=200)
     colours = torch.tensor(list(COLOURS.values()))
     backgrounds = torch.tensor(list(BACKGROUNDS.values()))
     for i in range(200):
@@ -193,31 +222,65 @@ def test_shapes_held_out_figures_are_never_in_training():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_canny_is_opencvs(channels):
-    x = torch.rand(2, channels, 32, 32) * 2 - 1
-    x[:, :, 8:24, 8:24] = 1
-    hints = canny(x)
-    assert hints.shape == (2, 1, 32, 32) and hints.dtype == torch.float32
-    assert set(hints.unique().tolist()) == {0, 1}
-    for image, hint in zip(x, hints, strict=True):
-        picture = to_uint8(image).permute(1, 2, 0).numpy().copy()
-        assert np.array_equal(cv2.Canny(picture, 100, 200), (hint[0] * 255).numpy().astype(np.uint8))
+    images = to_uint8(torch.rand(2, channels, 32, 32) * 2 - 1)
+    images[:, :, 8:24, 8:24] = 255
+    hints = canny(images)
+    assert hints.shape == (2, 1, 32, 32) and hints.dtype == torch.bool
+    assert set(hints.unique().tolist()) == {False, True}
+    for image, hint in zip(images, hints, strict=True):
+        picture = image.permute(1, 2, 0).numpy().copy()
+        assert np.array_equal(cv2.Canny(picture, 100, 200) > 0, hint[0].numpy())
 
 
 def test_a_cached_hint_belongs_to_its_image_through_every_batch():
-    """There is no augmentation after the hint is taken: image, latent and hint are indexed together, always."""
-    dataset = load("shapes", "validation", limit=50)
-    batch, hints, _ = Columns(dataset.images, hints_of(canny, dataset.images), dataset.captions)[torch.randperm(50)]
-    assert hints.dtype == torch.uint8
-    assert torch.equal(hints.float(), canny(to_float(batch)))
-    assert not torch.equal(hints.float(), canny(to_float(batch.flip(3))))
+    """No augmentation follows the hint: image, latent and hint are always indexed together."""
+    data = load("shapes", "validation", limit=50)
+    columns = Columns(data.images, hints_of(canny, data.images), data.captions)
+    batch, hints, _ = columns[torch.randperm(50)]
+    assert hints.dtype == torch.bool
+    assert torch.equal(hints, canny(batch))
+    assert not torch.equal(hints, canny(batch.flip(3)))
 
 
 def test_canny_is_white_on_black_on_the_border_of_a_square():
-    x = torch.full((1, 1, 32, 32), -1.0)
-    x[:, :, 8:24, 8:24] = 1
-    hint = canny(x)[0, 0]
-    assert hint[0, 0] == 0 and hint[16, 16] == 0
-    assert hint[16, 7:9].max() == 1 and hint.sum() < 80
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    images[:, :, 8:24, 8:24] = 255
+    hint = canny(images)[0, 0]
+    assert not hint[0, 0] and not hint[16, 16]
+    assert hint[16, 7:9].any() and hint.sum() < 80
+
+
+def test_a_silhouette_is_where_something_is():
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    images[:, 1, 8:24, 8:24] = 255  # green alone
+    assert silhouette(images)[0, 0, 16, 16] and silhouette(images).sum() == 16 * 16
+    assert not silhouette(torch.full_like(images, 20)).any()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_limit_draws_only_the_first_images_that_are_wanted(monkeypatch, held_out):
+    shapes_file, drawn = importlib.import_module("tinyldm.data.shapes"), []
+    draw = shapes_file.draw_scene
+    monkeypatch.setattr(shapes_file, "draw_scene", lambda *a: drawn.append(a) or draw(*a))
+    few = load("shapes", "validation", limit=64, held_out=held_out)
+    assert len(few) == len(drawn) == 64
+    whole = load("shapes", "validation", held_out=held_out)
+    assert torch.equal(few.images, whole.images[:64])
+    assert few.captions.choices == whole.captions.choices[:64]
+
+
+def test_nothing_is_updated_on_the_users_machine_to_fetch_the_data(tmp_path, monkeypatch):
+    commands = []
+
+    def fail(command, **settings):
+        commands.append(command)
+        raise subprocess.CalledProcessError(100, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(subprocess.CalledProcessError):
+        fashion.fetch_from_debian(tmp_path)
+    assert commands == [["apt-get", "download", "dataset-fashion-mnist"]]
+    assert "apt-get update" in fashion.REMEDY
 
 
 @pytest.mark.slow

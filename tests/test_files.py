@@ -7,19 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyldm import files
-from tinyldm.errors import UserError
-from tinyldm.fashion_mnist import read_idx
-from tinyldm.ldm import LatentDiffusion
-from tinyldm.pictures import read_image
-from tinyldm.text import Tokenizer
+from tinyldm.data.fashion_mnist import read_idx
+from tinyldm.data.pictures import read_image
+from tinyldm.support import files
+from tinyldm.support.errors import UserError
+from tinyldm.training.networks import load_base, load_tokenizer
 
 
 def test_tensors_round_trip_and_obey_the_umask(tmp_path):
-    tensors = {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "b": torch.arange(3)}
+    tensors = {
+        "a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "b": torch.arange(3),
+    }
     files.write_tensors(tmp_path / "x", tensors)
     loaded = files.read_tensors(tmp_path / "x", "")
-    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[k], tensors[k]) for k in tensors)
+    assert loaded.keys() == tensors.keys() and all(
+        torch.equal(loaded[k], tensors[k]) for k in tensors
+    )
     umask = os.umask(0)
     os.umask(umask)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~umask
@@ -43,14 +47,17 @@ READERS = {
     "json": lambda path: files.read_json(path, "remedy"),
     "idx": lambda path: read_idx(path, "0" * 64),
     "picture": lambda path: read_image(path, 1, 32),
-    "vocabulary": Tokenizer.load,
-    "config": lambda path: LatentDiffusion.load(path.parent),
+    "vocabulary": load_tokenizer,
+    "config": lambda path: load_base(path.parent),
 }
 
 
 @pytest.mark.parametrize("name", READERS)
 @given(
-    content=st.one_of(st.binary(max_size=200), st.sampled_from([b"[]", b"{}", b'{"vae": 3}', b"\0" * 8, b"null", b"1"]))
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.sampled_from([b"[]", b"{}", b'{"vae": 3}', b"\0" * 8, b"null", b"1"]),
+    )
 )
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_are_read_or_are_one_clear_error(tmp_path_factory, name, content):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyldm.muon import Muon, orthogonal, unwide, wide
+from tinyldm.training.optimizer import Muon, orthogonal, unwide, wide
 
 
 def test_orthogonal_keeps_the_singular_vectors_and_brings_the_values_near_1():
@@ -25,7 +25,9 @@ def test_wide_and_back(shape):
     assert torch.equal(unwide(wide(x), x), x)
 
 
-def trained(optimizer: torch.optim.Optimizer, network: nn.Module, steps: int = 5) -> list[torch.Tensor]:
+def trained(
+    optimizer: torch.optim.Optimizer, network: nn.Module, steps: int = 5
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         x = torch.randn(12, 24, generator=generator)
@@ -44,9 +46,13 @@ def test_a_matrix_steps_as_with_torchs_muon(shape):
     reference = torch.optim.Muon(
         theirs.parameters(), lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw"
     )
-    a = trained(Muon(ours.parameters(), lr=0.1, weight_decay=0.2, momentum=0.9, dtype=torch.bfloat16), ours)
+    a = trained(
+        Muon(ours.parameters(), lr=0.1, weight_decay=0.2, momentum=0.9, dtype=torch.bfloat16), ours
+    )
     b = trained(reference, theirs)
-    for x, y, before in zip(a, b, start, strict=True):  # both iterate in bf16, rounded in another order
+    for x, y, before in zip(
+        a, b, start, strict=True
+    ):  # both iterate in bf16, rounded in another order
         torch.testing.assert_close(x, y, rtol=0.02, atol=0.02)
         assert (x - before).abs().max() > 0.1  # far beyond the tolerance
 
@@ -56,7 +62,9 @@ def test_what_is_no_matrix_steps_as_with_adamw():
     ours = nn.Sequential(nn.Linear(24, 8), nn.Linear(8, 24), nn.LayerNorm(24))
     theirs = copy.deepcopy(ours)  # 8 < SMALLEST, so all of it is AdamW's
     a = trained(Muon(ours.parameters(), lr=0.1, weight_decay=0.2), ours)
-    b = trained(torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.2, fused=True), theirs)
+    b = trained(
+        torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.2, fused=True), theirs
+    )
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from tinyldm.config import FitConfig, RunConfig
-from tinyldm.dataset import Columns
-from tinyldm.errors import UserError
-from tinyldm.stages import drop_captions
-from tinyldm.training import EMA, batch_indices, fit, lr_factor, pick_device, seed_step
+from tinyldm.data.dataset import Columns, drop_captions
+from tinyldm.support.command_line import run_command
+from tinyldm.support.errors import Stopped, UserError
+from tinyldm.training.ema import EMA
+from tinyldm.training.fit import batch_indices, fit, lr_factor, seed_step
+from tinyldm.training.machine import Machine, pick_device, process
+from tinyldm.training.settings import FitSettings
 
 
 class Regression(nn.Module):
@@ -32,12 +34,28 @@ class Regression(nn.Module):
 
 X = torch.linspace(-1, 1, 50)
 DATA = Columns(X, 3 * X)
-CONFIG = FitConfig(steps=60, batch_size=8, lr=0.5, warmup=5, ema=0.9, weight_decay=0.0, log_every=10, preview_every=30)
+SETTINGS = FitSettings(
+    steps=60,
+    batch_size=8,
+    lr=0.5,
+    warmup=5,
+    ema=0.9,
+    weight_decay=0.0,
+    log_every=10,
+    preview_every=30,
+)
+
+
+def train(stage, out, name="line", data=DATA, settings=SETTINGS, seed=0, machine=None, **more):
+    """`fit` of a module whose forward is its own loss, in channels_last as the commands place it."""
+    machine = machine or Machine()
+    machine.place(stage)
+    fit(stage, [stage], data, settings, out=out, name=name, seed=seed, machine=machine, **more)
 
 
 def test_fit_learns_logs_and_previews(tmp_path):
     stage, previews = Regression(), []
-    fit(stage, DATA, CONFIG, RunConfig(), tmp_path, "line", (X, 3 * X), previews.append)
+    train(stage, tmp_path, validation=(X, 3 * X), preview=previews.append)
     assert abs(stage.w.item() - 3) < 0.15
     assert previews == [30, 60]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -46,7 +64,7 @@ def test_fit_learns_logs_and_previews(tmp_path):
     assert [line["step"] for line in lines if "validation_loss" in line] == [30, 60]
 
 
-class Stopped(Regression):
+class Signalled(Regression):
     """Sends its own process a signal in its 23rd step."""
 
     def forward(self, x, y):
@@ -56,27 +74,32 @@ class Stopped(Regression):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
-    whole, first, second = Regression(), Stopped(), Regression()
+    whole, first, second = Regression(), Signalled(), Regression()
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
-    fit(whole, DATA, CONFIG, RunConfig(), tmp_path / "whole", "line")
-    with pytest.raises(SystemExit) as exit:
-        fit(first, DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
+    train(whole, tmp_path / "whole")
+    with pytest.raises(SystemExit) as exit, process("cpu") as machine:
+        run_command(lambda: train(first, tmp_path / "parts", machine=machine))
     assert exit.value.code == 128 + signal.SIGTERM and first.steps == 23  # the step was finished
-    fit(second, DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
+    train(second, tmp_path / "parts")
     assert second.steps == 60 - 23
     assert torch.equal(whole.w, second.w)
     losses = [
-        [json.loads(line).get("loss") for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        [
+            json.loads(line).get("loss")
+            for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        ]
         for folder in ("whole", "parts")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
-    fit(third := Regression(), DATA, CONFIG, RunConfig(), tmp_path / "parts", "line")
-    assert third.steps == 0 and torch.equal(third.w, whole.w)  # a finished training is not trained again
+    train(third := Regression(), tmp_path / "parts")
+    assert third.steps == 0 and torch.equal(
+        third.w, whole.w
+    )  # a finished training is not trained again
 
 
 class Convolution(nn.Module):
-    """A weight that `fit` lays out channels_last, with as many channels in as out of order to notice a mix-up."""
+    """A weight in channels_last, with channels enough to notice a mix-up of memory formats."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +114,7 @@ class Convolution(nn.Module):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resumed_convolution_keeps_its_moments_in_place(tmp_path, optimizer):
     data = Columns(torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
-    config = replace(CONFIG, steps=20, preview_every=10, optimizer=optimizer)
+    settings = replace(SETTINGS, steps=20, preview_every=10, optimizer=optimizer)
 
     def die(step):
         if step == 10:
@@ -99,47 +122,73 @@ def test_a_resumed_convolution_keeps_its_moments_in_place(tmp_path, optimizer):
 
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
-    fit(whole := Convolution(), data, config, RunConfig(), tmp_path / "whole", "conv")
+    train(whole := Convolution(), tmp_path / "whole", "conv", data=data, settings=settings)
     with pytest.raises(InterruptedError):
-        fit(Convolution(), data, config, RunConfig(), tmp_path / "parts", "conv", preview=die)
-    fit(second := Convolution(), data, config, RunConfig(), tmp_path / "parts", "conv")
+        train(Convolution(), tmp_path / "parts", "conv", data=data, settings=settings, preview=die)
+    train(second := Convolution(), tmp_path / "parts", "conv", data=data, settings=settings)
     assert second.steps == 10
     assert torch.equal(whole.conv.weight, second.conv.weight)
 
 
-def test_a_signal_in_the_last_preview_still_ends_the_process(tmp_path):
-    with pytest.raises(SystemExit):
-        fit(
-            Regression(),
-            DATA,
-            CONFIG,
-            RunConfig(),
-            tmp_path,
-            "line",
-            preview=lambda s: os.kill(os.getpid(), signal.SIGTERM),
+def kill(step):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("preview_every", [30, 1000])
+def test_a_signal_in_the_last_preview_still_ends_the_process(tmp_path, preview_every):
+    settings = replace(SETTINGS, preview_every=preview_every)
+    with pytest.raises(SystemExit) as exit, process("cpu") as machine:
+        run_command(
+            lambda: train(Regression(), tmp_path, settings=settings, machine=machine, preview=kill)
         )
-    with pytest.raises(SystemExit):
-        last = replace(CONFIG, preview_every=1000)
-        fit(
-            Regression(), DATA, last, RunConfig(), tmp_path, "l", preview=lambda s: os.kill(os.getpid(), signal.SIGTERM)
-        )
+    assert exit.value.code == 128 + signal.SIGTERM
+
+
+def test_a_signal_ends_a_command_at_once_but_for_what_is_held():
+    with pytest.raises(Stopped) as stopped, process("cpu"):
+        kill(0)
+    assert stopped.value.number == signal.SIGTERM
+    done = []
+    with pytest.raises(Stopped, match="saved"), process("cpu") as machine:
+        with machine.stop.hold():
+            kill(0)
+            done.append("held")
+        machine.stop.check("saved")
+    assert done == ["held"]
+
+
+def test_a_signal_while_the_first_step_compiles_stops_at_once(tmp_path):
+    """Nothing is lost by it, and compiling takes minutes."""
+    stage, step = Signalled(), 22
+    stage.steps = step
+    with pytest.raises(Stopped), process("cpu") as machine:
+        train(stage, tmp_path, machine=replace(machine, compile=True))
+    assert stage.steps == step  # the step was not finished
+    assert not (tmp_path / "line.checkpoint").exists()
+
+
+def test_the_process_is_as_before_once_a_command_ends():
+    before = signal.getsignal(signal.SIGTERM)
+    with process("cpu"):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_torn_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
-    fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    train(Regression(), tmp_path)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "line", "st')
-    fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    train(Regression(), tmp_path)
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
 def test_a_damaged_checkpoint_is_a_clear_error(tmp_path):
-    fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    train(Regression(), tmp_path)
     path = tmp_path / "line.checkpoint"
     for content in (b"", path.read_bytes()[:-3]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"line\.checkpoint.*--overwrite"):
-            fit(Regression(), DATA, CONFIG, RunConfig(), tmp_path, "line")
+            train(Regression(), tmp_path)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
@@ -147,21 +196,23 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     for seed in (0, 0, 1):
         stages.append(Regression())
         torch.manual_seed(torch.seed())  # whatever the caller's generator is
-        fit(stages[-1], DATA, CONFIG, RunConfig(seed=seed), tmp_path, f"line-{len(stages)}")
+        train(stages[-1], tmp_path, f"line-{len(stages)}", seed=seed)
     assert torch.equal(stages[0].w, stages[1].w)
     assert not torch.equal(stages[0].w, stages[2].w)
 
 
 def test_validation_and_previews_do_not_change_the_training(tmp_path):
     plain, watched = Regression(), Regression()
-    fit(plain, DATA, CONFIG, RunConfig(), tmp_path, "plain")
-    fit(watched, DATA, CONFIG, RunConfig(), tmp_path, "watched", (X, 3 * X), lambda step: torch.rand(3))
+    train(plain, tmp_path, "plain")
+    train(watched, tmp_path, "watched", validation=(X, 3 * X), preview=lambda step: torch.rand(3))
     assert torch.equal(plain.w, watched.w)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate(tmp_path):
-    with pytest.raises(UserError, match=r"line: loss is nan by step 20, learning rate .*lower --lr"):
-        fit(Regression(explode_at=15), DATA, CONFIG, RunConfig(), tmp_path, "line")
+    with pytest.raises(
+        UserError, match=r"line: loss is nan by step 20, learning rate .*lower --lr"
+    ):
+        train(Regression(explode_at=15), tmp_path)
 
 
 def test_noise_is_a_function_of_seed_and_step():
@@ -194,7 +245,7 @@ def test_learning_rate_warms_up_and_ends_near_zero():
 
 def test_ema_follows_its_formula_and_applies_only_inside():
     stage = Regression()
-    ema = EMA(stage, decay=0.5)
+    ema = EMA([stage.w], decay=0.5)
     with torch.no_grad():
         stage.w.fill_(1.0)
     ema.update(0)  # decay = min(0.5, 1 / 10)

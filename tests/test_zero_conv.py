@@ -57,7 +57,9 @@ def test_x2_gradient_of_the_bias_sums_over_positions(case, prepare):
 def test_x2_gradient_of_the_weight_is_input_times_output_gradient(case, prepare):
     conv, x, dz = case
     prepare(conv)(x).backward(dz)
-    torch.testing.assert_close(conv.weight.grad[:, :, 0, 0], flat(dz).T @ flat(x))  # dL/dW_{i,j}: i from dZ, j from I
+    torch.testing.assert_close(
+        conv.weight.grad[:, :, 0, 0], flat(dz).T @ flat(x)
+    )  # dL/dW_{i,j}: i from dZ, j from I
     assert conv.weight.grad.abs().min() > 0
 
 

@@ -1,6 +1,6 @@
 """The modules that every network here is made of, with the layout of Stable Diffusion 1.5.
 
-Letters: b batch, c channels, h w height and width, n positions (= h w), d width of a token, l context tokens.
+b batch, c channels, h w height and width, n = h w positions, d token width, l context tokens, e width of t_emb
 """
 
 import math
@@ -11,22 +11,31 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+def check(config: object, **smallest: int) -> None:
+    """Raise ValueError, naming the field, if a number of this configuration is below its smallest value."""
+    for name, least in smallest.items():
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,), default=-1) < least:
+            raise ValueError(f"{name} {value}: must be at least {least}")
+
+
 def zero(module: nn.Module) -> nn.Module:
-    """Set every parameter of a module to zero and return it: a residual branch that ends in it starts as identity."""
+    """Set all parameters to zero and return the module; a residual branch ending in it starts as 0."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class GroupNorm(nn.GroupNorm):
-    """h (b, c, h, w) -> h, normalised in fp32 also where h is bf16: PyTorch's bf16 kernel is 3 to 4 times slower on CPUs."""
+    """x (b, c, h, w) -> x, normalised in fp32: PyTorch's bf16 kernel is 3 to 4 times slower on CPUs."""
 
-    def forward(self, h: Tensor) -> Tensor:
-        return F.group_norm(h.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(h.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, (b, heads, n, d); in fp32 on CPUs, where the bf16 kernel's gradient is 10 times slower."""
+    """softmax(q k^T / sqrt(d)) v, (b, heads, n, d); in fp32 on CPUs, whose bf16 gradient is 10 times slower."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     with torch.autocast("cpu", enabled=False):
@@ -34,27 +43,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps t (b,) in 1..T -> t_emb (b, 4 c): sinusoids, then a two-layer MLP [DDPM, appendix B].
-
-    The sinusoids see t - 1, so that trained weights mean the same as in Stable Diffusion, which counts from 0.
-    """
+    """Timesteps t (b,) in 1..T -> t_emb (b, 4 c): sinusoids of t - 1, as in SD, and an MLP [DDPM, app. B]."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.half = channels // 2
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
-
-    def sinusoids(self, t: Tensor) -> Tensor:
-        exponents = torch.arange(self.half, dtype=torch.float32, device=t.device) / self.half
-        angles = (t - 1).float()[:, None] * torch.exp(-math.log(10_000) * exponents)
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (b, c)
+        self.channels, width = channels, 4 * channels
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(self.sinusoids(t).to(self.mlp[0].weight.dtype))
+        half = self.channels // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = rearrange(t - 1, "b -> b 1").float() * torch.exp(-math.log(10_000) * exponents)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (b, c)
+        return self.mlp(sinusoids.to(next(self.parameters()).dtype))  # (b, 4 c)
+
+
+def head(width: int, channels: int, groups: int, eps: float = 1e-5) -> nn.Sequential:
+    """x (b, width, h, w) -> (b, channels, h, w): what a network ends in."""
+    conv = nn.Conv2d(width, channels, 3, padding=1)
+    return nn.Sequential(GroupNorm(groups, width, eps), nn.SiLU(), conv)
 
 
 class ResBlock(nn.Module):
-    """h (b, c_in, h, w), t_emb (b, t_width) -> (b, c_out, h, w). Without t_width it is the VAE's block, and ignores t_emb."""
+    """x (b, c_in, h, w), t_emb (b, e) -> (b, c_out, h, w); without t_width the VAE's block, without t_emb."""
 
     def __init__(self, c_in: int, c_out: int, groups: int, t_width: int = 0, eps: float = 1e-5):
         super().__init__()
@@ -65,17 +76,18 @@ class ResBlock(nn.Module):
         self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, h: Tensor, t_emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        x = self.conv1(F.silu(self.norm1(h)))
+    def forward(self, x: Tensor, t_emb: Tensor | None = None, context: object = None) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))  # (b, c_out, h, w)
         if self.time is not None:
-            x = x + self.time(F.silu(t_emb))[:, :, None, None]
-        return self.skip(h) + self.conv2(F.silu(self.norm2(x)))
+            assert t_emb is not None
+            y = y + rearrange(self.time(F.silu(t_emb)), "b c -> b c 1 1")
+        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
 
 
 class Attention(nn.Module):
-    """Multi-head attention from x (b, n, d) to context (b, l, d_context), by default to x itself [LDM, eq. of 3.3]."""
+    """Multi-head attention from x (b, n, d) to context (b, l, d_context), by default to x [LDM, 3.3]."""
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None, bias: bool = False):
+    def __init__(self, width: int, heads: int, context_width: int | None = None, bias=False):
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width, bias=bias)
@@ -85,10 +97,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        q, k, v = self.q(x), self.k(context), self.v(context)
-        q, k, v = (rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads) for y in (q, k, v))
-        x = attend(q, k, v)
-        return self.out(rearrange(x, "b heads n d -> b n (heads d)"))
+        q, k, v = self.q(x), self.k(context), self.v(context)  # (b, n, d), (b, l, d), (b, l, d)
+        q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, v))
+        x = attend(q, k, v)  # (b, heads, n, d / heads)
+        return self.out(rearrange(x, "b h n d -> b n (h d)"))  # (b, n, d)
 
 
 class FeedForward(nn.Module):
@@ -100,12 +112,12 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.into(x).chunk(2, dim=-1)
+        value, gate = self.into(x).chunk(2, dim=-1)  # (b, n, 4 d) each
         return self.out(value * F.gelu(gate))
 
 
 class TransformerBlock(nn.Module):
-    """x (b, n, d), context (b, l, d_context) -> x: self-attention, cross-attention, feed-forward, each pre-LN."""
+    """x (b, n, d), context (b, l, d_context) -> x: self-attention, cross-attention, feed-forward."""
 
     def __init__(self, width: int, heads: int, context_width: int):
         super().__init__()
@@ -121,7 +133,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """h (b, c, h, w), context (b, l, d) -> h: the positions of a feature map as tokens [LDM, appendix E.2.1]."""
+    """x (b, c, h, w), context (b, l, d) -> x: the positions of a feature map as tokens [LDM, E.2.1]."""
 
     def __init__(self, channels: int, groups: int, heads: int, context_width: int):
         super().__init__()
@@ -130,31 +142,31 @@ class SpatialTransformer(nn.Module):
         self.block = TransformerBlock(channels, heads, context_width)
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, h: Tensor, t_emb: Tensor, context: Tensor) -> Tensor:
-        x = self.into(self.norm(h))
-        x = rearrange(x, "b c h w -> b (h w) c")
-        x = self.block(x, context)
-        x = rearrange(x, "b (h w) c -> b c h w", h=h.shape[2])
-        return h + self.out(x)
+    def forward(self, x: Tensor, t_emb: Tensor, context: Tensor) -> Tensor:
+        y = self.into(self.norm(x))  # (b, c, h, w)
+        y = rearrange(y, "b c h w -> b (h w) c")  # (b, n, c)
+        y = self.block(y, context)  # (b, n, c)
+        y = rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])  # (b, c, h, w)
+        return x + self.out(y)
 
 
 class Down(nn.Module):
-    """h (b, c, h, w) -> (b, c, h/2, w/2) by a strided convolution."""
+    """x (b, c, h, w) -> (b, c, h/2, w/2) by a strided convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, h: Tensor, t_emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        return self.conv(h)
+    def forward(self, x: Tensor, t_emb: object = None, context: object = None) -> Tensor:
+        return self.conv(x)
 
 
 class Up(nn.Module):
-    """h (b, c, h, w) -> (b, c, 2h, 2w): nearest neighbour, then a convolution."""
+    """x (b, c, h, w) -> (b, c, 2h, 2w): nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, h: Tensor, t_emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, t_emb: object = None, context: object = None) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

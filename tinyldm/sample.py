@@ -1,14 +1,30 @@
 """`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
-from tinyldm.cli import parse, run_command
+import torch
+from torch import Tensor
+
+from tinyldm.data.conditions import CONDITIONS
+from tinyldm.data.pictures import hint_image, read_image, save_grid
+from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.support import files
+from tinyldm.support.command_line import parse, run_command
+from tinyldm.support.errors import UserError
+from tinyldm.support.progress import progress
+from tinyldm.text import Tokenizer, words
+from tinyldm.training.machine import Machine, process
+from tinyldm.training.networks import load_base, load_control
+from tinyldm.training.settings import within
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleSettings:
     """Generate images from prompts, steered by the edges of a picture if a ControlNet and a hint are given."""
 
     base: Path = Path("runs/base")
@@ -27,93 +43,111 @@ class SampleConfig:
     """Classifier-free guidance: 1 is off, more obeys the prompt more."""
     control_scale: float = 1.0
     """Strength of the control: 0 is none, 1 is as trained."""
+    control_passes: Literal["both", "prompted"] = "both"
+    """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]."""
     sampler: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
     steps: int = 20
     """Steps of the sampler; ddim wants about 50, ddpm hundreds."""
     eta: float = 0.0
     """Noise of the ddim sampler: 0 is deterministic, 1 is ddpm."""
     seed: int = 0
-    """Image i of a row starts from noise of seed + i."""
+    """Image i of a row is a function of seed + i."""
     out: Path = Path("samples.png")
     """The PNG to write; in each row the hint stands first."""
     device: str = "auto"
 
-
-if __name__ == "__main__":  # before torch is imported: --help and mistakes answer at once
-    config = run_command(lambda: parse(SampleConfig))
-
-import os
-import sys
-
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from tinyldm.conditions import CONDITIONS
-from tinyldm.errors import UserError
-from tinyldm.ldm import LatentDiffusion, bind_hint, generate, last, load_control
-from tinyldm.pictures import hint_image, read_image, save_grid
-from tinyldm.training import pick_device
+    def __post_init__(self) -> None:
+        within(self, 0, 2**63 - 1, "seed")
+        within(self, 1, 1e9, "num_images", "steps")
 
 
-def check(config: SampleConfig) -> None:
+def check(settings: SampleSettings) -> None:
     """Raise UserError for flags that do not fit together, before any work."""
-    if (config.control is None) != (not config.hint):
+    hints, prompts, out = settings.hint, settings.prompt, settings.out
+    if bool(settings.control) != bool(hints):
         raise UserError("--control and --hint go together: give both or neither")
-    if len({len(config.hint or (None,)), len(config.prompt)} - {1}) > 1:
-        raise UserError(f"{len(config.hint)} --hint and {len(config.prompt)} --prompt: give one of either, or as many")
-    if not config.prompt:
+    if not prompts:
         raise UserError('--prompt: give at least one; "" is the empty prompt')
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"--seed {config.seed}: must be between 0 and 2**63 - 1")
-    for name in ("num_images", "steps"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    folder = next(parent for parent in config.out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"--out {config.out}: cannot be written into {folder}")
-    if config.out.is_dir() or config.out.suffix.lower() != ".png":
-        raise UserError(f"--out {config.out}: name a file that ends in .png")
+    if len({len(hints), len(prompts)} - {0, 1}) > 1:
+        found = f"{len(hints)} --hint and {len(prompts)} --prompt"
+        raise UserError(f"{found}: give one of either, or as many")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: name a file that ends in .png")
+    files.check_writable("--out", out)
 
 
 def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) -> Tensor:
-    """A picture's hint (1, 1, H, W) at the resolution of the base."""
+    """A picture's hint, bool (1, 1, H, W), at the resolution of the base."""
     if is_edges:
-        hint = (read_image(path, 1, ldm.resolution) > -1).float()  # any edge in a cell, however thin, is an edge
+        hint = read_image(path, 1, ldm.resolution) > 0  # any edge in a cell, however thin
     else:
-        hint = CONDITIONS[condition](read_image(path, ldm.vae.config.image_channels, ldm.resolution))
+        images = read_image(path, ldm.vae.config.image_channels, ldm.resolution)
+        hint = CONDITIONS[condition](images)
     if not hint.any():
         print(f"note: {path} has no edges", file=sys.stderr)
     return hint
 
 
+def unknown_words(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
+    """The words of the prompts that are not in the vocabulary, each once."""
+    found = dict.fromkeys(words(" ".join(prompts)))
+    return [word for word in found if word not in tokenizer.token]
+
+
+def read_controls(
+    settings: SampleSettings, ldm: LatentDiffusion, machine: Machine
+) -> list[Control]:
+    """One control for each --hint."""
+    if not settings.control:
+        return []
+    controlnet, condition = load_control(settings.control, settings.base, ldm)
+    machine.place(controlnet)
+    hints = [read_hint(p, ldm, condition, settings.hint_is_edges) for p in settings.hint]
+    weight = settings.control_scale
+    return [Control(controlnet, hint.to(machine.device), weight) for hint in hints]
+
+
 @torch.no_grad()
-def main(config: SampleConfig) -> None:
-    """Write the grid: row i has prompt i and hint i, or the only one."""
-    check(config)
-    device = pick_device(config.device)
-    ldm = LatentDiffusion.load(config.base)
-    if config.steps > ldm.schedule.T:
-        raise UserError(f"--steps {config.steps}: the base was trained with {ldm.schedule.T} timesteps at most")
-    ldm.to(device)
-    hints, controls = [None], [[]]
-    if config.control:
-        controlnet, condition = load_control(config.control, config.base, ldm)
-        hints = [read_hint(path, ldm, condition, config.hint_is_edges).to(device) for path in config.hint]
-        controls = [[bind_hint(controlnet.to(device), hint, config.control_scale)] for hint in hints]
-    for word in ldm.tokenizer.unknown(config.prompt):
+def rows_of(settings: SampleSettings, machine: Machine) -> list[tuple[str, list[Tensor]]]:
+    """The grid's rows: row i has prompt i and hint i, or the only one."""
+    s, ldm = settings, load_base(settings.base)
+    if s.steps > (most := ldm.schedule.T):
+        raise UserError(f"--steps {s.steps}: the base was trained with {most} timesteps at most")
+    machine.place(ldm)
+    controls = [[control] for control in read_controls(s, ldm, machine)] or [[]]
+    for word in unknown_words(ldm.tokenizer, s.prompt):
         print(f"note: the base was never trained with the word {word!r}", file=sys.stderr)
-    number = max(len(hints), len(config.prompt))
-    rows = []
-    for i in range(number):
-        prompt, hint = config.prompt[i % len(config.prompt)], hints[i % len(hints)]
-        settings = {"guidance": config.guidance, "sampler": config.sampler, "steps": config.steps, "eta": config.eta}
-        z = generate(ldm, [prompt] * config.num_images, seed=config.seed, controls=controls[i % len(hints)], **settings)
-        x = ldm.vae.decode(last(tqdm(z, total=config.steps, desc=f"{i + 1}/{number} {prompt}", unit="step")))
-        rows.append((prompt, [*([] if hint is None else [hint_image(hint[0])]), *x]))
-    save_grid(config.out, rows)
-    print(config.out)
+    rows, number = [], max(len(controls), len(s.prompt))
+    for i, prompt, control in zip(range(number), cycle(s.prompt), cycle(controls)):
+        z = generate(
+            ldm,
+            [prompt] * s.num_images,
+            guidance=s.guidance,
+            sampler=s.sampler,
+            steps=s.steps,
+            seed=s.seed,
+            eta=s.eta,
+            controls=control,
+            control_passes=s.control_passes,
+        )
+        bar = progress(z, total=s.steps, desc=f"{i + 1}/{number} {prompt}", unit="step")
+        hints = [hint_image(c.hint[0]) for c in control]
+        rows.append((prompt, [*hints, *ldm.vae.decode(last(bar))]))
+    return rows
+
+
+def main(settings: SampleSettings) -> None:
+    """Write the grid as a PNG."""
+    check(settings)
+    with process(settings.device, "fp32") as machine:
+        save_grid(settings.out, rows_of(settings, machine))
+    print(settings.out)
+
+
+def command() -> None:
+    """The console command tinyldm-sample."""
+    run_command(lambda: main(parse(SampleSettings)))
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(config))
+    command()

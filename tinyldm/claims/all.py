@@ -1,5 +1,6 @@
 """The claims, in order."""
 
+from tinyldm.claims.claim import Claim
 from tinyldm.claims.e01_quality import CLAIM as E1
 from tinyldm.claims.e02_sudden import CLAIM as E2
 from tinyldm.claims.e03_ablation import CLAIM as E3
@@ -19,4 +20,7 @@ from tinyldm.claims.e16_samplers import CLAIM as E16
 from tinyldm.claims.e17_unit_variance import CLAIM as E17
 from tinyldm.claims.e18_compositional import CLAIM as E18
 
-CLAIMS = [E1, E2, E3, E4, E5, E6, E7, E8, E9, E10, E11, E12, E13, E14, E15, E16, E17, E18]
+CLAIMS: list[Claim] = [
+    *(E1, E2, E3, E4, E5, E6, E7, E8, E9),
+    *(E10, E11, E12, E13, E14, E15, E16, E17, E18),
+]

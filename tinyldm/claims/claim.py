@@ -1,36 +1,49 @@
 """What a claim is, what its run finds, and how a verdict follows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from tinyldm.claims.lab import Lab
-from tinyldm.metrics import gain, interval
+from tinyldm.claims.lab import Arm, Lab, Sweep
+from tinyldm.evaluate.panel import prompt_settings
 
 SEEDS_FOR_A_VERDICT = 3
-Row = dict[str, object]
+Row = dict[str, Any]  # heading -> value; Estimates are shown with their intervals
+Line = tuple[str, str, Any, Any]  # style, label, x, numbers or Estimates
+
+
+class Plot(NamedTuple):
+    """A panel of a claim's figure."""
+
+    xlabel: str
+    ylabel: str
+    lines: Sequence[Line]
+    xscale: str = "linear"
+    ticks: Sequence[str] = ()  # names of x = 0, 1, ...
 
 
 @dataclass
 class Finding:
-    """What a run found. `passed` is None where the criterion asks for a report only."""
+    """What a run found. `passed` is None where the criterion asks for a report only.
+
+    A row of pictures is of images or hints (n, k, H, W), or of groups of them (g, n, k, H, W).
+    """
 
     passed: bool | None
     number: str  # the figure that decides, with its interval, for the table of all claims
     rows: list[Row]  # the table of the claim
     control: str  # what would show a broken measure, and what it showed
     notes: list[str] = field(default_factory=list)
-    draw: Callable[[Any], None] | None = None  # on a matplotlib figure
-    pictures: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)  # rows of a grid: label, images
-    facts: dict[str, float] = field(default_factory=dict)  # what the lessons quote
+    plots: list[Plot] = field(default_factory=list)
+    pictures: dict[str, Tensor] = field(default_factory=dict)  # label -> a row
+    lesson: str = ""  # what the run shows that the paper does not say, in Markdown
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a claim took: the arms it was the first to use, with the circumstances of their training, and the rest."""
+    """What a claim took: the circumstances of the trainings that it was the first to use, and the rest."""
 
     arms: list[dict]
     measuring: float  # seconds
@@ -50,7 +63,7 @@ class Claim:
     source: str
     criterion: str
     setting: str
-    run: Callable[[Lab, Sequence[int]], Finding]
+    run: Callable[[Lab], Finding]
     paper: str = ""  # the paper's own figures: not the same quantity as ours
 
 
@@ -63,42 +76,38 @@ def verdict(finding: Finding, seeds: Sequence[int]) -> str:
     return "PASS" if finding.passed else "FAIL"
 
 
-def with_interval(mean: float, low_high: tuple[float, float], digits: int = 2) -> str:
-    return f"{mean:.{digits}f} [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]"
+def listed(values: Sequence[float], digits: int = 2) -> str:
+    """Numbers side by side, one per seed."""
+    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
-def over_seeds(columns: Sequence[Tensor]) -> Tensor:
-    """One column (n,) per seed -> their mean image by image, so that an interval resamples each test image once."""
-    return torch.stack([column.double() for column in columns]).mean(0)
+def named(values: Mapping[str, object], between: str = ", ") -> str:
+    """Names with their numbers."""
+    return between.join(
+        f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
 
 
-Estimate = tuple[float, tuple[float, float]]  # a mean and its interval
+def column(rows: Sequence[Row], heading: str) -> list[Any]:
+    """What stands under a heading of a table."""
+    return [row[heading] for row in rows]
 
 
-def spread(values: Sequence[float]) -> Estimate:
-    """Mean over seeds, with the smallest and the largest."""
-    return sum(values) / len(values), (min(values), max(values))
+def where(rows: Sequence[Row], **values: object) -> list[Row]:
+    """The rows of a table that have these values under these headings."""
+    return [row for row in rows if values.items() <= row.items()]
 
 
-def errorbars(found: Sequence[Estimate]) -> tuple[list[float], list[list[float]]]:
-    """Means, and their distances from the ends of their intervals, as matplotlib's errorbar takes them."""
-    low, high = ([abs(ends[i] - mean) for mean, ends in found] for i in (0, 1))
-    return [mean for mean, _ in found], [low, high]
+def line(rows: Sequence[Row], x: str, y: str, style: str = "ko-", label: str = "") -> Line:
+    """One column of a table over another, for a figure."""
+    return style, label, column(rows, x), column(rows, y)
 
 
-def gain_of(lab: Lab, *samples: Any) -> Estimate:
-    """GAIN of the mean over seeds, and its interval over images."""
-    columns = [over_seeds([getattr(s, name) for s in samples]) for name in ("ef0", "ch")] + [lab.ce.double()]
-    return gain(*(c.mean().item() for c in columns)), interval(*columns, statistic=gain)
-
-
-def share_of(seen: Sequence[Tensor], wanted: Tensor) -> Estimate:
-    """Share of labels (n,), one column per seed, that equal the wanted ones (n,); with its interval."""
-    hit = over_seeds([column == wanted for column in seen])
-    return hit.mean().item(), interval(hit)
-
-
-def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Estimate:
-    """Mean of a - b over seeds and images, one column (n,) per seed, paired image by image; with its interval."""
-    gap = over_seeds(a) - over_seeds(b)
-    return gap.mean().item(), interval(gap)
+def under_prompts(
+    lab: Lab, arms: Mapping[Any, Arm], kinds: Sequence[str]
+) -> dict[tuple[Any, str], Sweep]:
+    """(arm, kind of prompts) -> samples of the arm with these of `prompt_settings`."""
+    prompts = prompt_settings(lab.panel.data, 0)
+    models = {name: lab.models(arm) for name, arm in arms.items()}
+    return {(a, kind): lab.sweep(models[a], prompts[kind][0]) for a in arms for kind in kinds}

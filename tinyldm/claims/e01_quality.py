@@ -1,67 +1,69 @@
 """E1: with zero convolutions the pictures stay good all through the training."""
 
-from tinyldm.claims.arms import MOMENTS, MOMENTS_RATE, progress
-from tinyldm.claims.claim import Claim, Finding
+from tinyldm.claims.claim import Claim, Finding, Line, Plot, Row, column, line, listed
 from tinyldm.claims.lab import BaseArm, Lab
-from tinyldm.metrics import frechet_distance
+from tinyldm.claims.sweep import ratios
+from tinyldm.claims.watch import MOMENTS, MOMENTS_RATE, progress_of
 
-NAMES = ("zero", "gaussian")
-
-
-def curve(lab: Lab, name: str, seed: int) -> list[dict]:
-    """The moments of a training at which FD and ACC_t were measured."""
-    lines = progress(lab, seed, MOMENTS_RATE, name)
-    return [{k: line[k] for k in ("step", "fd", "acc")} for line in lines if "fd" in line]
+STYLES = {"zero": "k-", "gaussian": "k:"}  # edit -> its lines in the figure
+OVER = "FD over the base's"
 
 
-def base_fd(lab: Lab, seed: int, noise: int) -> float:
-    """FD of the base, from the claim's own noise (0) or other noise."""
-    x = lab.sample(lab.base(BaseArm(seed)), lab.test.captions.full(), seed=noise * 1_000_000)
-    return frechet_distance(lab.measured(x).features, lab.reference)
+def curve(lab: Lab, seed: int, edit: str, base: float) -> list[Row]:
+    """What was measured during a training whose base has this FD."""
+    return [
+        {"arm": edit, "seed": seed, "step": seen["step"], "FD": seen["fd"], "ACC_t": seen["acc"]}
+        | {OVER: seen["fd"] / base}
+        for seen in progress_of(lab, seed, MOMENTS_RATE, edit)
+        if "fd" in seen
+    ]
 
 
-def run(lab: Lab, seeds: list[int]) -> Finding:
-    rows, worst, same, curves = [], [], [], {}
-    for seed in seeds:
-        fd, *others = (base_fd(lab, seed, noise) for noise in range(5))
-        same += [other / fd for other in others]
-        curves[seed] = {name: curve(lab, name, seed) for name in NAMES}
-        for name, lines in curves[seed].items():
-            rows += [{"arm": name, "seed": seed, **line, "FD over the base's": line["fd"] / fd} for line in lines]
-        worst.append({name: max(line["fd"] for line in lines) / fd for name, lines in curves[seed].items()})
+def lines(curves: dict[tuple[str, int], list[Row]], y: str) -> list[Line]:
+    """What the figure shows of each curve, by edit and seed."""
+    return [
+        line(rows, "step", y, STYLES[edit], f"{edit}, seed {seed}")
+        for (edit, seed), rows in curves.items()
+    ]
 
-    peaks = {n: ", ".join(str(max(curves[s][n], key=lambda x: x["fd"])["step"]) for s in seeds) for n in NAMES}
 
-    def draw(figure) -> None:
-        for ax, key in zip(figure.subplots(1, 2), ("fd", "acc"), strict=True):
-            for name, style in (("zero", "k-"), ("gaussian", "k:")):
-                for seed in seeds:
-                    lines = curves[seed][name]
-                    ax.plot([x["step"] for x in lines], [x[key] for x in lines], style, label=f"{name}, seed {seed}")
-            ax.set(xscale="log", xlabel="optimizer step", ylabel={"fd": "FD", "acc": "ACC_t"}[key])
-        ax.legend(fontsize=7)
-
+def run(lab: Lab) -> Finding:
+    own, *others = (lab.sweep(BaseArm(), seed=i * 1_000_000).fds for i in range(5))
+    noise = [ratio for fds in others for ratio in ratios(fds, own)]
+    curves = {
+        (edit, seed): curve(lab, seed, edit, base)
+        for seed, base in zip(lab.seeds, own, strict=True)
+        for edit in STYLES
+    }
+    zero, gaussian = (
+        [max(curves[edit, seed], key=lambda row: row[OVER]) for seed in lab.seeds]
+        for edit in STYLES
+    )
     return Finding(
-        passed=all(w["zero"] <= 1.1 for w in worst),
-        number="largest FD over the base's: " + ", ".join(f"{w['zero']:.2f}" for w in worst),
-        rows=rows,
+        passed=all(ratio <= 1.1 for ratio in column(zero, OVER)),
+        number="largest FD over the base's: " + listed(column(zero, OVER)),
+        rows=[row for rows in curves.values() for row in rows],
         control="Gaussian instead of zero, whose noise the measure should see: "
-        + ", ".join(f"{w['gaussian']:.2f}" for w in worst),
+        + listed(column(gaussian, OVER)),
         notes=[
-            f"What no training at all gives: the bases' own FD from other noise is {min(same):.2f} to {max(same):.2f} of itself; "
-            f"so much the choice of {lab.settings.n} samples alone does to it",
-            f"FD is largest at step {peaks['zero']} with zero convolutions, at step {peaks['gaussian']} with Gaussian ones",
+            "What no training at all gives: the bases' own FD from other noise is "
+            f"{min(noise):.2f} to {max(noise):.2f} of itself; so much the choice of "
+            f"{lab.settings.n} samples alone does to it",
+            f"FD is largest at step {listed(column(zero, 'step'), 0)} with zero convolutions, at "
+            f"step {listed(column(gaussian, 'step'), 0)} with Gaussian ones",
         ],
-        draw=draw,
+        plots=[Plot("optimizer step", y, lines(curves, y), "log") for y in ("FD", "ACC_t")],
     )
 
 
 CLAIM = Claim(
     id="E1",
     title="Good pictures all through the training",
-    sentence="Since the zero convolutions add no noise, the model always predicts high-quality images during training.",
+    sentence="Since the zero convolutions add no noise, the model always predicts high-quality "
+    "images during training.",
     source="[CN, 3.3 and Fig. 4]",
     criterion="largest FD over the steps <= 1.1 x the base's, in every seed",
-    setting=f"as E2, learning rate {MOMENTS_RATE:g}; test captions and hints, at steps {', '.join(map(str, MOMENTS))}",
+    setting=f"as E2, learning rate {MOMENTS_RATE:g}; test captions and hints, at steps "
+    f"{', '.join(map(str, MOMENTS))}",
     run=run,
 )

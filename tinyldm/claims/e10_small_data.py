@@ -3,60 +3,58 @@
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from tinyldm.claims.claim import Claim, Finding, errorbars, gain_of, spread, with_interval
-from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Sampled
-from tinyldm.dataset import to_float
-from tinyldm.metrics import frechet_distance
-from tinyldm.pictures import hint_image
+from tinyldm.claims.claim import Claim, Finding, Plot, Row, column, line
+from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Sweep
+from tinyldm.claims.sweep import ratios
+from tinyldm.data.dataset import to_float
+from tinyldm.evaluate.metrics import spread
 
 SIZES = (100, 1_000, 10_000, 0)  # 0 is all
+IMAGES, OVER = "training images", "FD over the base's"
 
 
-def nearest(lab: Lab, x: torch.Tensor, images: int) -> float:
-    """Median distance (root mean square, images in [-1, 1]) of x (n, k, H, W) to the nearest of the training images used."""
-    train = to_float(lab.data("train").images[: images or None]).flatten(1)
-    return (torch.cdist(x.flatten(1), train).min(1).values / train.shape[1] ** 0.5).median().item()
+def nearest(x: Tensor, train: Tensor) -> float:
+    """Median root mean square distance of x (n, k, H, W) in [-1, 1] to the nearest of the training images."""
+    x, y = x.flatten(1), to_float(train).flatten(1)
+    return (torch.cdist(x, y).min(1).values / y.shape[1] ** 0.5).median().item()
 
 
-def diversity(a: Sampled, b: Sampled) -> float:
+def diversity(a: Sweep, b: Sweep) -> float:
     """Mean distance of two samples of one hint, from different noise."""
-    return (a.x - b.x).pow(2).mean((1, 2, 3)).sqrt().mean().item()
+    return (a.images - b.images).square().mean((1, 2, 3)).sqrt().mean().item()
 
 
-def run(lab: Lab, seeds: list[int]) -> Finding:
-    captions, rows, gains, ratios, pictures = lab.test.captions.full(), [], {}, {}, []
+def run(lab: Lab) -> Finding:
+    base, rows, pictures = lab.sweep(BaseArm()), [], {"hints": lab.panel.hints}
     for size in SIZES:
-        samples, fds, divs = [], [], []
-        for seed in seeds:
-            ldm, controlnet = lab.base(BaseArm(seed)), lab.control(ControlArm(BaseArm(seed), seed, images=size))
-            samples.append(lab.controlled(ldm, controlnet, captions))
-            divs.append(diversity(samples[-1], lab.controlled(ldm, controlnet, captions, seed=1_000_000)))
-            base = frechet_distance(lab.measured(lab.sample(ldm, captions)).features, lab.reference)
-            fds.append(frechet_distance(samples[-1].features, lab.reference) / base)
-        gains[size], ratios[size] = gain_of(lab, *samples), spread(fds)
-        row = {"training images": size or len(lab.data("train")), "GAIN": with_interval(*gains[size])}
-        row |= {"FD over the base's, worst seed": max(fds), "DIV": sum(divs) / len(divs)}
-        near = [nearest(lab, x, size) for x in (samples[0].x, to_float(lab.test.images))]
-        rows.append({**row, "NN": near[0], "NN of real test images": near[1]})
-        pictures.append((f"{row['training images']} training images", list(samples[0].x[:12])))
-    rising = all(gains[b][1][1] >= gains[a][1][0] for a, b in pairwise(SIZES))
-
-    def draw(figure) -> None:
-        (ax, right), x = figure.subplots(1, 2), [row["training images"] for row in rows]
-        ax.errorbar(x, *errorbars([gains[size] for size in SIZES]), fmt="ko-", capsize=3)
-        ax.set(xscale="log", xlabel="training images", ylabel="GAIN, true captions")
-        right.errorbar(x, *errorbars([ratios[size] for size in SIZES]), fmt="ks--", capsize=3)
-        right.set(xscale="log", xlabel="training images", ylabel="FD over the base's, all seeds")
-
+        arm, train = ControlArm(images=size), lab.data["train"].images[: size or None]
+        sweep = lab.sweep(arm)
+        row: Row = {
+            IMAGES: size or len(train),
+            "GAIN": sweep.gain,
+            OVER: spread(ratios(sweep.fds, base.fds)),
+            "DIV": diversity(sweep, lab.sweep(arm, seed=1_000_000)),
+            "NN": nearest(sweep.x, train),
+            "NN of real test images": nearest(to_float(lab.panel.data.images), train),
+        }
+        rows.append(row)
+        pictures[f"{row[IMAGES]} training images"] = sweep.x
+    gain, ratio = rows[1]["GAIN"], rows[1][OVER]
+    rising = all(more.high >= fewer.low for fewer, more in pairwise(column(rows, "GAIN")))
+    gains, fds = line(rows, IMAGES, "GAIN"), line(rows, IMAGES, OVER, "ks--")
     return Finding(
-        passed=gains[1_000][1][0] > 0 and ratios[1_000][1][1] <= 1.2 and rising,
-        number=f"GAIN with 1,000 images {with_interval(*gains[1_000])}, FD at most {ratios[1_000][1][1]:.2f} x the base's",
+        passed=gain.low > 0 and ratio.high <= 1.2 and rising,
+        number=f"GAIN with 1,000 images {gain}, FD at most {ratio.high:.2f} x the base's",
         rows=rows,
-        control="NN is the median distance to the nearest of the training images used: samples far below real test images would "
-        "be copies",
-        draw=draw,
-        pictures=[("hints", list(hint_image(lab.hints[:12]))), *pictures],
+        control="NN is the median distance to the nearest of the training images used: samples "
+        "far below real test images would be copies",
+        plots=[
+            Plot(IMAGES, "GAIN, true captions", [gains], "log"),
+            Plot(IMAGES, "FD over the base's, all seeds", [fds], "log"),
+        ],
+        pictures=pictures,
     )
 
 
@@ -65,8 +63,8 @@ CLAIM = Claim(
     title="Few training images",
     sentence="The training does not collapse with 1,000 images.",
     source="[CN, 4.4 and Fig. 10]",
-    criterion="GAIN(1,000) > 0 (interval) with FD <= 1.2 x the base's in every seed; GAIN does not fall with more images, within "
-    "intervals",
+    criterion="GAIN(1,000) > 0 (interval) with FD <= 1.2 x the base's in every seed; GAIN does "
+    "not fall with more images, within intervals",
     setting="100, 1,000, 10,000 and all images, equal optimizer steps; the base saw all of them",
     run=run,
 )

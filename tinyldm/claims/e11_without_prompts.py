@@ -1,57 +1,63 @@
 """E11: without any prompt the model recognises what the edges show."""
 
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from tinyldm.claims.claim import Claim, Finding, share_of, with_interval
-from tinyldm.claims.lab import BaseArm, ControlArm, Lab
-from tinyldm.classifier import Classifier, ClassifierStage
-from tinyldm.config import FitConfig
-from tinyldm.dataset import Columns
-from tinyldm.pictures import hint_image
-from tinyldm.training import fit
+from tinyldm.claims.claim import Claim, Finding
+from tinyldm.claims.lab import ControlArm, Lab
+from tinyldm.claims.sweep import shares, shuffled
+from tinyldm.data.dataset import Columns
+from tinyldm.data.pictures import hint_image
+from tinyldm.evaluate.judge import Classifier, Judge, classification_loss
+from tinyldm.training.fit import fit
+from tinyldm.training.settings import FitSettings
 
 
-def edge_cnn(lab: Lab) -> torch.Tensor:
+def edge_cnn(lab: Lab) -> Tensor:
     """The class (n,) that a classifier which sees only edges gives to the test hints."""
-    data, hints = lab.data("train"), lab.train_hints()
+    data, steps = lab.data["train"], min(1500, 3 * lab.settings.control_fit.steps)
     torch.manual_seed(0)
     classifier = Classifier(1, [len(data.names["class"])])
-    config = FitConfig(steps=min(1500, 3 * lab.settings.control_fit.steps), batch_size=128, ema=0.99)
-    columns = Columns(hints * 255, data.labels["class"][:, None])
+    how = FitSettings(steps=steps, batch_size=128, ema=0.99)
+    columns = Columns(255 * lab.hints().byte(), data.labels["class"][:, None])
+    loss = partial(classification_loss, classifier)
 
-    def train(folder) -> None:
-        fit(ClassifierStage(classifier), columns, config, lab.run(0), folder, "edges")
+    def train(folder: Path) -> None:
+        fit(loss, [classifier], columns, how, out=folder, name="edges", seed=0, machine=lab.machine)
 
-    lab.kept("edge-cnn", classifier, train)
-    with torch.no_grad():
-        return classifier(lab.hints.to(lab.device) * 2 - 1)[0].argmax(-1).cpu()
+    lab.trained({"kind": "edge-cnn", **lab.data_key, "fit": asdict(how)}, classifier, train)
+    _, seen = Judge(classifier.cpu(), ("class",))(hint_image(lab.panel.hints))
+    return seen["class"]
 
 
-def linear_probe(lab: Lab) -> torch.Tensor:
+def linear_probe(lab: Lab) -> Tensor:
     """The class (n,) that ridge regression on edge pixels gives to the test hints: a closed form."""
-    data, ones = lab.data("train"), torch.nn.functional.one_hot
-    x = torch.nn.functional.pad(lab.train_hints().flatten(1).double(), (0, 1), value=1.0)
-    y = ones(data.labels["class"], len(data.names["class"])).double()
-    weights = torch.linalg.solve(x.T @ x + 100 * torch.eye(x.shape[1]), x.T @ y)
-    return (torch.nn.functional.pad(lab.hints.flatten(1).double(), (0, 1), value=1.0) @ weights).argmax(-1)
+    hints = (lab.hints(), lab.panel.hints)
+    x, test = (F.pad(h.flatten(1).double(), (0, 1), value=1.0) for h in hints)
+    y = F.one_hot(lab.data["train"].labels["class"]).double()
+    return (test @ torch.linalg.solve(x.T @ x + 100 * torch.eye(x.shape[1]), x.T @ y)).argmax(-1)
 
 
-def run(lab: Lab, seeds: list[int]) -> Finding:
-    label, samples = lab.test.labels["class"], []
-    for seed in seeds:
-        ldm, controlnet = lab.base(BaseArm(seed)), lab.control(ControlArm(BaseArm(seed), seed))
-        samples.append(lab.controlled(ldm, controlnet, [""] * len(lab.test)))
-    seen = {"ControlNet, no prompt": [s.seen["class"] for s in samples]}
-    seen |= {"CNN on edges": [edge_cnn(lab)], "linear probe on edges": [linear_probe(lab)]}
-    shuffled = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(0))]
-    scores = {name: share_of(s, label) for name, s in seen.items()}
-    ratio = scores["ControlNet, no prompt"][0] / scores["CNN on edges"][0]
+def run(lab: Lab) -> Finding:
+    label, sweep = lab.panel.labels["class"], lab.sweep(ControlArm(), [""] * len(lab.panel))
+    scores = {
+        "ControlNet, no prompt": sweep.acc,
+        "CNN on edges": shares([edge_cnn(lab)], label),
+        "linear probe on edges": shares([linear_probe(lab)], label),
+    }
+    ratio = sweep.acc.mean / scores["CNN on edges"].mean
+    chance = shares(sweep.classes, label[shuffled(len(label))])
     return Finding(
         passed=ratio >= 0.8,
         number=f"ACC_e without prompts over that of a CNN on edges: {ratio:.2f}",
-        rows=[{"who": name, "class right": with_interval(*score)} for name, score in scores.items()],
-        control=f"shuffled labels score {share_of([s.seen['class'] for s in samples], shuffled)[0]:.2f} (chance about 0.1)",
-        pictures=[("hints", list(hint_image(lab.hints[:12]))), ("no prompt", list(samples[0].x[:12]))],
+        rows=[{"who": name, "class right": score} for name, score in scores.items()],
+        control=f"shuffled labels score {chance.mean:.2f} (chance about 0.1)",
+        pictures={"hints": lab.panel.hints, "no prompt": sweep.x},
     )
 
 
@@ -60,7 +66,8 @@ CLAIM = Claim(
     title="Content without prompts",
     sentence="ControlNet recognises the content of the condition without any prompt.",
     source="[CN, Fig. 7 and 11]",
-    criterion="ACC_e with the empty prompt >= 0.8 x the accuracy of a CNN that is trained on edges alone",
+    criterion="ACC_e with the empty prompt >= 0.8 x the accuracy of a CNN that is trained on "
+    "edges alone",
     setting='the default ControlNet of each seed, prompt ""',
     run=run,
 )

@@ -4,55 +4,40 @@ from dataclasses import replace
 
 import torch
 
-from tinyldm.claims import e02_sudden as e02
-from tinyldm.claims.arms import LEARNING_RATES, best_rate
-from tinyldm.claims.claim import Claim, Finding, gain_of, with_interval
-from tinyldm.claims.lab import BaseArm, ControlArm, Lab
-from tinyldm.config import FitConfig
-from tinyldm.metrics import frechet_distance
+from tinyldm.claims.claim import Claim, Finding
+from tinyldm.claims.e02_sudden import ARMS, RATE, curve, moments
+from tinyldm.claims.lab import LEARNING_RATES, ControlArm, Lab
 
 
-def loss(lab: Lab, fit: FitConfig) -> float:
-    """Validation loss of seed 0."""
-    arm = ControlArm(BaseArm(0), 0, fit)
-    lab.control(arm)
-    return lab.validation_loss(arm)
-
-
-def run(lab: Lab, seeds: list[int]) -> Finding:
-    fit, captions, rows, wins = lab.settings.control_fit, lab.test.captions.full(), [], []
-    arms = {
-        "small batches": replace(fit, batch_size=max(1, fit.batch_size // 4)),
-        "large batches": replace(fit, steps=max(1, fit.steps // 4), warmup=fit.warmup // 4),
-    }
-    for name, settings in arms.items():
-        arms[name] = replace(settings, lr=best_rate(lambda lr, settings=settings: loss(lab, replace(settings, lr=lr))))
-    for seed in seeds:
-        result = {}
-        for name, settings in arms.items():
-            sampled = lab.controlled(
-                lab.base(BaseArm(seed)), lab.control(ControlArm(BaseArm(seed), seed, settings)), captions
-            )
-            result[name] = gain_of(lab, sampled), frechet_distance(sampled.features, lab.reference)
-            row = {"seed": seed, "arm": name, "batch": settings.batch_size, "steps": settings.steps}
-            row["learning rate"] = settings.lr
-            rows.append({**row, "GAIN": with_interval(*result[name][0]), "FD": result[name][1]})
-        (large, large_fd), (small, small_fd) = result["large batches"], result["small batches"]
-        wins.append(large[1][1] >= small[0] and large_fd <= 1.05 * small_fd)
-    last = arms["large batches"].steps
-    late = (
-        torch.stack([e02.moments(*e02.curve(lab, seed, *e02.ARMS[-1]))[2].median() for seed in seeds]).median().item()
-    )
+def run(lab: Lab) -> Finding:
+    fit, rows, sweeps = lab.settings.control_fit, [], []
+    few = replace(fit, batch_size=max(1, fit.batch_size // 4))
+    short = replace(fit, steps=max(1, fit.steps // 4), warmup=fit.warmup // 4)
+    for name, how in (("small batches", few), ("large batches", short)):
+        arm = lab.tuned(ControlArm(fit=how))
+        sweeps.append([lab.sweep([model]) for model in lab.models(arm)])
+        row = {"arm": name, "batch": how.batch_size, "steps": how.steps, RATE: lab.fit_of(arm).lr}
+        for seed, sweep in zip(lab.seeds, sweeps[-1], strict=True):
+            rows.append({"seed": seed, **row, "GAIN": sweep.gain, "FD": sweep.fd.mean})
+    wins = [
+        large.gain.high >= small.gain.mean and large.fd.mean <= 1.05 * small.fd.mean
+        for small, large in zip(*sweeps, strict=True)
+    ]
+    t90 = [moments(*curve(lab, seed, *ARMS[-1]))[2].median() for seed in lab.seeds]
+    last, late = short.steps, torch.stack(t90).median().item()
     return Finding(
-        passed=sum(wins) >= 2 / 3 * len(seeds),
-        number=f"large batches not worse in {sum(wins)} of {len(seeds)} seeds",
+        passed=sum(wins) >= 2 / 3 * len(wins),
+        number=f"large batches not worse in {sum(wins)} of {len(wins)} seeds",
         rows=rows,
         notes=[
-            f"The arm of large batches ends at step {last}; with the default recipe an image makes 90 % of its rise by "
-            f"step {late:.0f} (median, E2's last arm): that is {'later' if late > last else 'earlier'}",
-            f"Where a best rate is {max(LEARNING_RATES):g}, the largest of the three, a larger one might be better still",
+            f"The arm of large batches ends at step {last}; with the default recipe an image "
+            f"makes 90 % of its rise by step {late:.0f} (median, E2's last arm): that is "
+            f"{'later' if late > last else 'earlier'}",
+            f"Where a best rate is {max(LEARNING_RATES):g}, the largest of the three, a larger "
+            "one might be better still",
         ],
-        control="both arms see the same number of images, each at its own best of three learning rates (validation loss, seed 0)",
+        control="both arms see the same number of images, each at its own best of three learning "
+        "rates (validation loss, seed 0)",
     )
 
 
@@ -61,8 +46,9 @@ CLAIM = Claim(
     title="Larger batches rather than longer training",
     sentence="After convergence a larger batch improves the result more than more steps do.",
     source="[CN, repository, docs/train.md]",
-    criterion="(4 B, N / 4) is not worse than (B, N) in GAIN (its interval reaches the other's mean) and FD (within 5 %), in at "
-    "least 2/3 of the seeds",
-    setting="B a quarter of the default batch and its steps, against the default batch and a quarter of its steps",
+    criterion="(4 B, N / 4) is not worse than (B, N) in GAIN (its interval reaches the other's "
+    "mean) and FD (within 5 %), in at least 2/3 of the seeds",
+    setting="B a quarter of the default batch and its steps, against the default batch and a "
+    "quarter of its steps",
     run=run,
 )

@@ -1,335 +1,276 @@
-"""What the claims share: a dataset, models that are trained once and kept, and how their samples are measured.
+"""What the claims share: data, a panel, models that are trained once and kept, and their samples.
 
-A model is told by a frozen dataclass, an arm; the folder that keeps it is named by the hash of everything in it, of the
-settings, and of LAB_VERSION. So an interrupted report goes on where it stopped, and claims share arms.
+A model is described by an arm and a seed. Its key holds them, the sizes and the fit that they come to,
+and the name of what it builds on: so an interrupted report resumes, claims share arms, and what only
+changes a measurement retrains nothing.
 """
 
-import copy
-import hashlib
-import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tinyldm import files
-from tinyldm.claims.record import circumstances
+from tinyldm.claims.arms import EDITS, ConcatUNet, just_hint
 from tinyldm.claims.settings import BaseArm, ControlArm, Settings
-from tinyldm.classifier import Judge, load_judge
-from tinyldm.conditions import canny
-from tinyldm.config import RunConfig
-from tinyldm.controlnet import ControlNet
+from tinyldm.claims.store import Key, Store, digest, name_of
+from tinyldm.claims.sweep import Sweep
+from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data import load
-from tinyldm.dataset import Captions, Columns, Dataset, to_float
-from tinyldm.diffusion import Schedule
-from tinyldm.ldm import Control, LatentDiffusion, bind_hint
-from tinyldm.metrics import edge_f1, partners
-from tinyldm.runs import encode_all, hints_of, sample_images
-from tinyldm.stages import BaseStage, ControlStage, VAEStage
-from tinyldm.text import TextEncoder, Tokenizer
-from tinyldm.training import fit, pick_device, pick_precision
-from tinyldm.unet import UNet
-from tinyldm.vae import VAE
+from tinyldm.data.conditions import CONDITIONS, canny
+from tinyldm.data.dataset import SPLITS, Captions, Columns, drop_captions, to_float
+from tinyldm.evaluate.judge import load_judge
+from tinyldm.evaluate.panel import Panel, reconstruct, sample_images
+from tinyldm.ldm import Control, LatentDiffusion
+from tinyldm.text import Tokenizer
+from tinyldm.training.caches import encode_all, hints_of
+from tinyldm.training.fit import fit
+from tinyldm.training.machine import Machine
+from tinyldm.training.settings import FitSettings
+from tinyldm.vae import VAE, vae_loss
 
-LAB_VERSION = 1  # raise it when a change of the code changes what an arm becomes
-BATCH = 100
-
-
-def silhouette(x: Tensor) -> Tensor:
-    """Images (n, k, H, W) in [-1, 1] on black -> 1 where something is, (n, 1, H, W): a second condition to compose with."""
-    return (x.mean(1, keepdim=True) > -0.8).float()
-
-
-HINTS = {"canny": canny, "silhouette": silhouette}
+LAB_VERSION = 2  # raise it when a change of the code changes what an arm becomes
+RESOLUTION = 32
+KL_WEIGHT = 3e-5
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # every arm that is compared gets the best of these
+ControlFn = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
+Arm = BaseArm | ControlArm
 
 
-@dataclass
-class Sampled:
-    """Generated images and what was seen in them, image by image."""
+class Model(NamedTuple):
+    """What samples: a base, with ControlNets or what stands in for them.
 
-    x: Tensor  # (n, k, H, W) in [-1, 1]
-    features: Tensor  # (n, d), the judge's
-    seen: dict[str, Tensor]  # label -> (n,)
-    ef0: Tensor | None = None  # (n,) edge F1 against the hint
-    ch: Tensor | None = None  # (n,) the same against another image's hint of the class
+    `key` names all of its weights, the last trained last; it is () while they are trained.
+    """
+
+    ldm: LatentDiffusion
+    nets: tuple[ControlFn, ...] = ()
+    key: tuple[str, ...] = ()
+
+    def steered(self, how: str, change: Callable[[ControlFn], ControlFn]) -> "Model":
+        """This model with changed ControlNets; `how` names the change."""
+        return Model(self.ldm, tuple(map(change, self.nets)), (*self.key, how))
 
 
-@dataclass(eq=False)
+Watch = Callable[[Path, Model, int], None]  # of a training: its folder, the model, the step
+
+
+def noise_loss(model: Model, arm: Arm, z_0: Tensor, *batch: Any) -> Tensor:
+    """The loss of train_base.py and train_control.py; a batch ends in a hint per ControlNet, and captions."""
+    *hints, captions = batch
+    controls = [Control(net, hint) for net, hint in zip(model.nets, hints, strict=True)]
+    return model.ldm.loss(z_0, drop_captions(captions, arm.caption_drop), controls, arm.density)
+
+
 class Lab:
-    """Trains arms, or finds them in `folder`; everything is a function of the settings and the arm."""
+    """Trains arms, or loads them from the store; everything is a function of settings, arm and seed."""
 
-    folder: Path
-    settings: Settings = Settings()
-    device_name: str = "auto"
-    trained: dict[str, dict] = field(default_factory=dict)  # folder -> circumstances of its training, as far as used
-    aside: list[float] = field(default_factory=list)  # seconds in which this process trained, or waited for another
+    def __init__(self, store: Store, settings: Settings, machine: Machine, seeds: list[int]):
+        self.store, self.settings, self.machine, self.seeds = store, settings, machine, seeds
+        s, dataset, limit = settings, settings.dataset, settings.limit
+        self.data = {split: load(dataset, split, RESOLUTION, None, limit) for split in SPLITS}
+        self.panel = Panel(self.data["test"], load_judge(dataset), canny, s.n)
+        captions = self.data["train"].captions.all()
+        self.tokenizer = Tokenizer.from_captions(captions, s.text.length)
+        self.data_key: Key = {"version": LAB_VERSION, "dataset": dataset, "limit": limit}
+        self.vae_key: Key = {"kind": "vae", **self.data_key, "vae": s.vae, "fit": s.vae_fit}
 
-    @cached_property
-    def device(self) -> torch.device:
-        return pick_device(self.device_name)
+    # ------------------------------------------------------------ what training needs
 
-    @lru_cache  # noqa: B019  one lab lives as long as the process
-    def data(self, split: str) -> Dataset:
-        return load(self.settings.dataset, split, limit=self.settings.limit)
+    def latents(self, inverted: bool = False) -> Tensor:
+        """z (n, c, h, w) of the training images."""
+        images = self.data["train"].images
+        images = 255 - images if inverted else images
+        key = {"kind": "latents", "vae": self.vae_key, "inverted": inverted}
+        return self.store.keep(key, lambda: encode_all(self.vae(), images))
 
-    @cached_property
-    def test(self) -> Dataset:
-        """The n test images that every measurement takes its hints and captions from."""
-        data = self.data("test")
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        return data.subset(order[: self.settings.n])
+    def hints(self, condition: str = "canny") -> Tensor:
+        """Of the training images, bool (n, 1, H, W)."""
+        images, make = self.data["train"].images, CONDITIONS[condition]
+        key = {"kind": "hints", "condition": condition, **self.data_key}
+        return self.store.keep(key, lambda: hints_of(make, images))
 
-    @cached_property
-    def hints(self) -> Tensor:
-        """Of the test images (n, 1, H, W)."""
-        return canny(to_float(self.test.images))
+    def trained(self, key: Key, network: nn.Module, train: Callable[[Path], None]) -> str:
+        """Load what `train(folder)` makes of the network, freeze it, and return its name in the store."""
+        self.machine.place(network)
 
-    @cached_property
-    def strangers(self) -> Tensor:
-        """For each test image another one of its class (n,): whose hint stands for chance."""
-        label = self.test.labels["class"]
-        return partners(label[:, None] == label[None, :], seed=0)
+        @torch.enable_grad()  # whoever asks, perhaps a measurement
+        def weights(folder: Path) -> dict[str, Tensor]:
+            train(folder)
+            return network.state_dict()
 
-    @cached_property
-    def judge(self) -> Judge:
-        return load_judge(self.settings.dataset)
+        network.load_state_dict(self.store.get(key, weights))
+        network.requires_grad_(False)
+        return name_of(key)
 
-    @cached_property
-    def reference(self) -> Tensor:
-        """The judge's features of the whole test split (m, d)."""
-        return self.judge(to_float(self.data("test").images))[0]
+    def fit_of(self, arm: Arm) -> FitSettings:
+        """The arm's own fit, or the settings' for its kind."""
+        s = self.settings
+        return arm.fit or (s.base_fit if isinstance(arm, BaseArm) else s.control_fit)
 
-    def key(self, *what: object) -> str:
-        """Hash of everything that determines a trained arm."""
-        text = json.dumps([LAB_VERSION, asdict(self.settings), *map(self.described, what)], default=str, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def key_of(self, kind: str, arm: Arm, seed: int, **parts: Any) -> Key:
+        """An arm's key; `parts` are the sizes that it depends on, and what it builds on."""
+        return {"kind": kind, **vars(arm), "fit": self.fit_of(arm), "seed": seed, **parts}
 
-    def described(self, what: object) -> object:
-        """An arm as a dictionary, with the settings' fit where it names none; anything else as it is."""
-        if isinstance(what, BaseArm):
-            return asdict(what) | {
-                "fit": asdict(what.fit or self.settings.base_fit),
-                "start": self.described(what.start),
-            }
-        if isinstance(what, ControlArm):
-            fit = asdict(what.fit or self.settings.control_fit)
-            return asdict(what) | {"fit": fit, "base": self.described(what.base)}
-        return what
+    def base_key(self, arm: BaseArm, seed: int) -> Key:
+        s, start = self.settings, arm.start and self.base_key(arm.start, seed)
+        parts = {"vae": self.vae_key, "text": s.text, "unet": s.unet, "start": start}
+        return self.key_of("base", arm, seed, **parts)
 
-    def kept(self, name: str, network: nn.Module, train: Callable[[Path], None], *what: object) -> nn.Module:
-        """The network with the weights that its folder holds; trained into it first, if it holds none."""
-        folder = self.folder / f"{name}-{self.key(*what)}"
-        path = folder / "weights.safetensors"
-        start = time.perf_counter()
-        with files.locked(folder / "lock"):  # another process may be training it
-            if not path.exists():
-                files.write_json(folder / "arm.json", [self.described(w) for w in what])
-                train(folder)
-                files.write_json(folder / "trained.json", circumstances(time.perf_counter() - start))
-                files.write_tensors(path, network.state_dict())
-                for checkpoint in folder.glob("*.checkpoint"):
-                    checkpoint.unlink()
-        self.aside.append(time.perf_counter() - start)
-        network.load_state_dict(files.read_tensors(path, f"delete {folder}"))
-        self.trained[folder.name] = files.read_json(folder / "trained.json", f"delete {folder}")
-        network.kept_as = folder.name  # `sample` keeps what it gives under this name
-        return network.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+    # ------------------------------------------------------------ models
 
-    @lru_cache  # noqa: B019
-    def on(self, dataset: str) -> "Lab":
-        """The same laboratory on another dataset."""
-        return Lab(self.folder, replace(self.settings, dataset=dataset), self.device_name, self.trained, self.aside)
-
-    def run(self, seed: int) -> RunConfig:
-        return RunConfig(device=self.device_name, seed=seed)
-
-    @cached_property
     def vae(self) -> VAE:
-        """One autoencoder for every arm, with its scale."""
+        """The one autoencoder of every arm, with its scale."""
         torch.manual_seed(0)
-        images = self.data("train").images
+        images = self.data["train"].images
         vae = VAE(replace(self.settings.vae, image_channels=images.shape[1]))
 
         def train(folder: Path) -> None:
-            fit(VAEStage(vae, 3e-5), Columns(images), self.settings.vae_fit, self.run(0), folder, "vae")
-            vae.set_scale(encode_all(vae, images, self.device))
+            fit(
+                lambda batch: vae_loss(vae, to_float(batch), KL_WEIGHT),
+                [vae],
+                Columns(images),
+                self.settings.vae_fit,
+                out=folder,
+                name="vae",
+                seed=0,
+                machine=self.machine,
+            )
+            vae.set_scale(encode_all(vae, images))
 
-        return self.kept("vae", vae, train)
+        self.trained(self.vae_key, vae, train)
+        return vae
 
-    @lru_cache  # noqa: B019
-    def latents(self, inverted: bool = False) -> Tensor:
-        """z (n, c, h, w) of the training images."""
-        images = self.data("train").images
-        return encode_all(self.vae, 255 - images if inverted else images, self.device)
-
-    @lru_cache  # noqa: B019
-    def train_hints(self, condition: str = "canny") -> Tensor:
-        return hints_of(HINTS[condition], self.data("train").images)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        captions = self.data("train").captions.choices
-        return Tokenizer.from_captions((c for choices in captions for c in choices), self.settings.text.length)
-
-    @cached_property
-    def captions(self) -> list[str]:
-        """Every caption that a training or its validation may meet, in alphabetical order."""
-        everyone = {caption for choices in self.data("train").captions.choices for caption in choices}
-        return sorted(everyone | {*self.validation[2]})
-
-    def new_base(self, seed: int, unscaled: bool = False) -> LatentDiffusion:
-        """An untrained base around the shared autoencoder, or around a copy of it that does not rescale."""
-        vae = copy.deepcopy(self.vae) if unscaled else self.vae
-        if unscaled:
-            vae.scale.fill_(1.0)
+    def new_base(self, seed: int) -> LatentDiffusion:
+        """An untrained base round the autoencoder."""
+        vae, s = self.vae(), self.settings
         torch.manual_seed(seed)
-        s = self.settings
-        text = TextEncoder(replace(s.text, vocabulary=len(self.tokenizer.vocabulary)))
-        return LatentDiffusion(vae, self.tokenizer, text, UNet(s.unet), Schedule(), 32)
+        return LatentDiffusion.build(vae, self.tokenizer, s.text, s.unet, RESOLUTION)
 
-    def base(self, arm: BaseArm) -> LatentDiffusion:
+    def base(self, arm: BaseArm, seed: int) -> Model:
         """The trained base of an arm."""
-        ldm = self.new_base(arm.seed, arm.unscaled)
-        if arm.start:
-            ldm.load_state_dict(self.base(arm.start).state_dict())
-        ldm.requires_grad_(True).vae.requires_grad_(False)
-        stage = BaseStage(ldm, arm.caption_drop, arm.timesteps)
+        model = Model(self.base(arm.start, seed).ldm if arm.start else self.new_base(seed))
+        scale = model.ldm.vae.scale.cpu().clone() if arm.unscaled else 1.0
+        model.ldm.vae.scale /= scale
 
         def train(folder: Path) -> None:
-            z = self.latents(arm.inverted) / (self.vae.scale.cpu() if arm.unscaled else 1)
-            columns = Columns(z, self.data("train").captions)
-            fit(stage, columns, arm.fit or self.settings.base_fit, self.run(arm.seed), folder, "base")
+            self.fit_base(model, arm, seed, self.latents(arm.inverted) / scale, folder)
 
-        return self.kept("base", ldm, train, arm)
+        return model._replace(key=(self.trained(self.base_key(arm, seed), model.ldm, train),))
 
-    def new_control(self, ldm: LatentDiffusion, seed: int) -> ControlNet:
-        """An untrained ControlNet for this base."""
+    def fit_base(self, model: Model, arm: BaseArm, seed: int, z_0: Tensor, folder: Path) -> None:
+        """Train text encoder and U-Net on these latents (n, c, h, w) of the training images."""
+        fit(
+            partial(noise_loss, model, arm),
+            [network.requires_grad_(True) for network in (model.ldm.text, model.ldm.unet)],
+            Columns(z_0, self.data["train"].captions),
+            self.fit_of(arm),
+            out=folder,
+            name="base",
+            seed=seed,
+            machine=self.machine,
+        )
+
+    def new_control(self, ldm: LatentDiffusion, edit: str, seed: int) -> tuple[Model, nn.Module]:
+        """An untrained model that sees hints, and the part of it that is to be trained."""
         torch.manual_seed(seed + 1)
-        return ControlNet(ldm.unet, 1, self.settings.hint_widths)
+        if edit == "concat":
+            unet = ConcatUNet(ldm.unet.config, ldm.vae.config.f)
+            parts = ldm.vae, ldm.tokenizer, ldm.text, unet, ldm.schedule, ldm.resolution
+            return Model(LatentDiffusion(*parts), (just_hint,)), unet
+        controlnet = ControlNet(ldm.unet, ControlNetConfig(hint_widths=self.settings.hint_widths))
+        EDITS[edit](controlnet)
+        return Model(ldm, (controlnet,)), controlnet
 
-    def control(
-        self,
-        arm: ControlArm,
-        edit: Callable[[ControlNet], object] = lambda controlnet: None,
-        watch: Callable[[Path, ControlNet, int], None] = lambda folder, controlnet, step: None,
-    ) -> ControlNet:
-        """The trained ControlNet of an arm; `edit` changes it before training, and the arm's `edit` names that change.
+    def control(self, arm: ControlArm, seed: int, watch: Watch = lambda *_: None) -> Model:
+        """The trained ControlNet of an arm, on its base.
 
-        `watch(folder, controlnet, step)` is called every `preview_every` steps, and may keep what it sees in the folder.
+        `watch` is called every `preview_every` steps of the training; a watched arm must have one.
         """
-        ldm = self.base(arm.base)
-        controlnet = self.new_control(ldm, arm.seed)
-        edit(controlnet)
-        return self.fitted(controlnet, ldm, controlnet, arm, watch)
-
-    def fitted(
-        self,
-        network: nn.Module,
-        ldm: LatentDiffusion,
-        controlnet: nn.Module,
-        arm: ControlArm,
-        watch: Callable[[Path, nn.Module, int], None] = lambda folder, controlnet, step: None,
-    ) -> nn.Module:
-        """`network`, the part of ldm and controlnet that is not frozen, trained on the loss of a ControlNet."""
-        captions = self.data("train").captions.choices
-        first = arm.images or len(captions)
+        base = self.base(arm.base, seed)
+        model, network = self.new_control(base.ldm, arm.edit, seed)
 
         def train(folder: Path) -> None:
-            stage = ControlStage(ldm, controlnet, self.captions, arm.caption_drop, arm.timesteps)
-            z, hints = self.latents(arm.base.inverted)[:first], self.train_hints(arm.condition)[:first]
-            columns, settings = Columns(z, hints, Captions(captions[:first])), arm.fit or self.settings.control_fit
-            seen = partial(watch, folder, controlnet)
-            fit(stage, columns, settings, self.run(arm.seed), folder, "control", self.validation, seen)
+            n, captions = arm.images or None, self.data["train"].captions.choices
+            z_0, hints = self.latents(arm.base.inverted), self.hints(arm.condition)
+            fit(
+                partial(noise_loss, model, arm),
+                [network],
+                Columns(z_0[:n], hints[:n], Captions(captions[:n])),
+                self.fit_of(arm),
+                out=folder,
+                name="control",
+                seed=seed,
+                machine=self.machine,
+                preview=partial(watch, folder, model),
+            )
 
-        return self.kept("control", network, train, arm)
+        parts = {"base": base.key, "hint_widths": self.settings.hint_widths}
+        key = self.key_of("control", arm, seed, **parts)
+        return model._replace(key=(*base.key, self.trained(key, network, train)))
 
-    @cached_property
-    def validation(self) -> tuple[Tensor, Tensor, list[str]]:
-        """The panel of validation losses: latents, hints and captions of validation images."""
-        data = self.data("validation").subset(torch.arange(min(256, len(self.data("validation")))))
-        hints = hints_of(canny, data.images)
-        return encode_all(self.vae, data.images, self.device), hints, data.captions.full()
+    def models(self, arm: Arm) -> list[Model]:
+        """The trained model of each seed."""
+        if isinstance(arm, BaseArm):
+            return [self.base(arm, seed) for seed in self.seeds]
+        return [self.control(arm, seed) for seed in self.seeds]
 
-    def folder_of(self, arm: BaseArm | ControlArm) -> Path:
-        """Where `kept` keeps it."""
-        return self.folder / f"{'base' if isinstance(arm, BaseArm) else 'control'}-{self.key(arm)}"
-
+    @torch.no_grad()
     def validation_loss(self, arm: ControlArm) -> float:
-        """Of the trained arm, on the panel, with the same noise for every arm."""
-        lines = [json.loads(line) for line in (self.folder_of(arm) / "metrics.jsonl").read_text().splitlines()]
-        return [line["validation_loss"] for line in lines if "validation_loss" in line][-1]
+        """Of the trained arm of seed 0 on 256 images, with the same noise for every arm."""
+        model, data = self.control(arm, 0), self.data["validation"]
+        images, captions = data.images[:256], data.captions.full()[:256]
+        hints = CONDITIONS[arm.condition](images)
+        batch = self.machine.load((encode_all(model.ldm.vae, images), hints, captions))
+        torch.manual_seed(0)
+        return noise_loss(model, arm, *batch).item()
+
+    def tuned(self, arm: ControlArm) -> ControlArm:
+        """The arm at that of LEARNING_RATES which has the lowest validation loss."""
+        arms = [replace(arm, fit=replace(self.fit_of(arm), lr=lr)) for lr in LEARNING_RATES]
+        return min(arms, key=self.validation_loss)
+
+    # ------------------------------------------------------------ samples
 
     def sample(
         self,
-        ldm: LatentDiffusion,
+        model: Model,
         prompts: Sequence[str],
-        controls: Callable[[slice], list[Control]] | None = None,
-        keep: Sequence[object] | None = None,
-        seed: int = 0,
-        **settings,
+        hints: Sequence[Tensor] | None = None,
+        weight: float = 1.0,
+        **settings: Any,
     ) -> Tensor:
-        """One image per prompt, x (n, k, H, W) in [-1, 1] on the CPU; `controls` are made for a part of the images.
+        """One image per prompt, x (n, k, H, W) in [-1, 1] on the CPU; `settings` are those of `generate`.
 
-        What a kept base gives is kept too, under the name of the base, the prompts and the settings; with controls only if
-        `keep` tells which.
+        Each ControlNet gets its hints (n, 1, H, W), by default those of the first test images. What a
+        trained model gives is kept.
         """
-        if controls is None:
-            controls, keep = (lambda part: []), ()
-        settings = {"guidance": self.settings.guidance, "steps": self.settings.steps} | settings
-        settings["steps"] = min(settings["steps"], self.settings.most_steps)
-        base, dtype = getattr(ldm, "kept_as", None), pick_precision("auto", self.device)
-        draw = partial(sample_images, ldm, prompts, dtype, controls, seed, **settings)
-        if base is None or keep is None:
-            return draw()
-        path = self.folder / f"samples-{self.key(base, list(prompts), settings, seed, *keep)}.safetensors"
-        if not path.exists():
-            files.write_tensors(path, {"x": draw()})
-        return files.read_tensors(path, f"delete {path}")["x"]
+        s, shown = self.settings, hints or [self.panel.hints[: len(prompts)]] * len(model.nets)
+        settings = {"guidance": s.guidance, "steps": s.steps, **settings}
+        settings["steps"] = min(settings["steps"], s.most_steps)
+        controls = [Control(net, hint, weight) for net, hint in zip(model.nets, shown, strict=True)]
+        draw = partial(sample_images, model.ldm, prompts, self.machine, controls, **settings)
+        key = {"kind": "samples", "model": model.key, "prompts": prompts, "weight": weight}
+        key |= {"hints": [digest(hint) for hint in shown], **settings}
+        return self.store.keep(key, draw) if model.key else draw()
 
-    def remember(self, name: str, value: int) -> int:
-        """The value that the first call with this name and these settings had: a measured time must not change an arm."""
-        path = self.folder / f"{name}-{self.key(name)}.json"
-        if not path.exists():
-            files.write_json(path, value)
-        return files.read_json(path, f"delete {path}")
+    def sweep(
+        self, what: Arm | list[Model], prompts: Sequence[str] | None = None, **settings: Any
+    ) -> Sweep:
+        """Samples of the models of an arm, one per seed, measured; `settings` are those of `sample`."""
+        models = what if isinstance(what, list) else self.models(what)
+        samples = [self.sample(m, prompts or self.panel.captions, **settings) for m in models]
+        return Sweep([self.panel.measured(x) for x in samples], self.panel, self.ceiling())
 
-    def longest(self, name: str, seconds: float) -> float:
-        """The longest time that something took with these settings: the first, when its samples were not there yet."""
-        path = self.folder / f"{name}-{self.key(name)}.json"
-        known = files.read_json(path, f"delete {path}") if path.exists() else 0.0
-        files.write_json(path, max(known, round(seconds, 1)))
-        return max(known, round(seconds, 1))
+    def ceiling(self) -> Tensor:
+        """Edge F1 (n,) of the test images after a round trip through the autoencoder."""
+        return self.round_trip(self.panel.data.images)
 
-    def measured(self, x: Tensor, hints: Tensor | None = None) -> Sampled:
-        """What the judge sees in images (n, k, H, W) and, with hints (n, 1, H, W), how their edges agree."""
-        features, seen = self.judge(x)
-        if hints is None:
-            return Sampled(x, features, seen)
-        edges = canny(x)
-        strangers = self.hints[self.strangers[: len(x)]]
-        return Sampled(x, features, seen, edge_f1(edges, hints), edge_f1(edges, strangers))
-
-    def controlled(
-        self, ldm: LatentDiffusion, controlnet: ControlNet, prompts: Sequence[str], weight: float = 1.0, **settings
-    ) -> Sampled:
-        """Samples with the hints of the first test images, as many as there are prompts, measured."""
-        hints = self.hints[: len(prompts)]
-        on_device, name = hints.to(self.device), getattr(controlnet, "kept_as", None)
-        keep = None if name is None else (name, weight)
-        x = self.sample(ldm, prompts, lambda part: [bind_hint(controlnet, on_device[part], weight)], keep, **settings)
-        return self.measured(x, hints)
-
-    @torch.no_grad()
-    def round_trip(self, x: Tensor) -> Tensor:
-        """Edge F1 (n,) of the test images x (n, k, H, W), or a version of them, after the autoencoder, against their hints."""
-        x_hat = [self.vae.decode(self.vae.encode(part.to(self.device))).cpu() for part in x.split(BATCH)]
-        return edge_f1(canny(torch.cat(x_hat)), self.hints)
-
-    @cached_property
-    def ce(self) -> Tensor:
-        """Edge F1 (n,) of the test images after a round trip through the autoencoder: the ceiling."""
-        return self.round_trip(to_float(self.test.images))
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Edge F1 (n,) of versions of the test images, after the autoencoder, against their hints."""
+        key = {"kind": "round-trip", "vae": self.vae_key, "images": digest(images)}
+        x = self.store.keep(key, lambda: reconstruct(self.vae(), images))
+        return self.panel.edge_scores(x)[0]

@@ -1,23 +1,25 @@
-"""How large the claims' experiments are, and what names a trained model: its arm."""
+"""How large the claims' experiments are, and what describes a trained model: its arm."""
 
 from dataclasses import dataclass, replace
 
-from tinyldm.config import FitConfig
-from tinyldm.sizes import TextConfig, UNetConfig, VAEConfig
+from tinyldm.text import TextConfig
+from tinyldm.training.settings import FitSettings
+from tinyldm.unet import UNetConfig
+from tinyldm.vae import VAEConfig
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How large everything is. The defaults are those of the report; `QUICK` only shows that the machinery runs."""
+    """How large everything is. The defaults are the report's; `QUICK` only shows that the machinery runs."""
 
     dataset: str = "fashion-mnist"
     limit: int = 0  # images of each split; 0 is all
     vae: VAEConfig = VAEConfig()
-    vae_fit: FitConfig = FitConfig(steps=1000, batch_size=16, lr=1.2e-2, warmup=100, ema=0.997, optimizer="muon")
+    vae_fit: FitSettings = FitSettings(1000, 16, "muon", lr=1.2e-2, warmup=100, ema=0.997)
     text: TextConfig = TextConfig(width=64, layers=1)
     unet: UNetConfig = UNetConfig(widths=(32, 64, 64), context_width=64)
-    base_fit: FitConfig = FitConfig(steps=800, batch_size=64, lr=4e-3, warmup=100, ema=0.995, optimizer="muon")
-    control_fit: FitConfig = FitConfig(steps=400, batch_size=64, lr=8e-3, warmup=50, ema=0.99, optimizer="muon")
+    base_fit: FitSettings = FitSettings(800, 64, "muon", lr=4e-3, warmup=100, ema=0.995)
+    control_fit: FitSettings = FitSettings(400, 64, "muon", lr=8e-3, warmup=50, ema=0.99)
     hint_widths: tuple[int, ...] = (16, 32, 64)
     n: int = 300  # test images of a measurement
     guidance: float = 2.0
@@ -25,7 +27,7 @@ class Settings:
     most_steps: int = 1000  # of any sampler
 
 
-def few(fit: FitConfig) -> FitConfig:
+def few(fit: FitSettings) -> FitSettings:
     return replace(fit, steps=3, batch_size=4, warmup=1, log_every=1)
 
 
@@ -46,12 +48,11 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class BaseArm:
-    """A trained base."""
+    """How a base is trained. With a seed it determines the weights."""
 
-    seed: int = 0
-    fit: FitConfig | None = None  # None: the settings' base_fit
+    fit: FitSettings | None = None  # None: the settings' base_fit
     caption_drop: float = 0.1
-    timesteps: str = "logit-normal"
+    density: str = "logit-normal"  # of t
     inverted: bool = False  # trained on images with black and white swapped
     start: "BaseArm | None" = None  # fine-tuned from this one
     unscaled: bool = False  # on latents as the autoencoder gives them, not of unit variance
@@ -59,14 +60,13 @@ class BaseArm:
 
 @dataclass(frozen=True)
 class ControlArm:
-    """A ControlNet trained on a base. `edit` names what a claim changed in it before training."""
+    """How a ControlNet is trained on a base of the same seed."""
 
     base: BaseArm = BaseArm()
-    seed: int = 0
-    fit: FitConfig | None = None
+    fit: FitSettings | None = None  # None: the settings' control_fit
     caption_drop: float = 0.5
-    timesteps: str = "logit-normal"
+    density: str = "logit-normal"
     images: int = 0  # the first so many training images; 0 is all
-    condition: str = "canny"  # or "silhouette"
-    edit: str = ""
-    watch: str = ""  # names what is measured during training
+    condition: str = "canny"  # of CONDITIONS
+    edit: str = "zero"  # of EDITS, or "concat": what is changed before training
+    watched: bool = False  # with what claims/watch.py sees during training kept beside the weights

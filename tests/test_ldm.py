@@ -1,0 +1,119 @@
+"""The whole model: its loss, and that an image is a function of its seed alone, whatever its batch."""
+
+import pytest
+import torch
+from conftest import randomise
+from einops import rearrange
+
+from tinyldm.controlnet import ControlNet, ControlNetConfig
+from tinyldm.diffusion import SAMPLERS, Schedule, ddim, guided, seeded
+from tinyldm.ldm import Control, LatentDiffusion, generate, last
+
+HOW = {"ddpm": {}, "ddim": {"eta": 0.7}, "dpm++": {}}
+
+
+def control_of(ldm: LatentDiffusion, batch: int, weight: float = 1.0) -> Control:
+    """A ControlNet of random weights with random hints, bool (b, 1, 32, 32)."""
+    torch.manual_seed(5)
+    controlnet = randomise(ControlNet(ldm.unet, ControlNetConfig(1, (8, 8, 16))), seed=1)
+    return Control(controlnet, torch.rand(batch, 1, 32, 32) < 0.3, weight)
+
+
+# ---------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_i_depends_on_seed_plus_i_alone_for_every_sampler_and_batch(ldm, sampler):
+    def images(number, seed):
+        prompts = ["a red circle"] * number
+        return last(generate(ldm, prompts, sampler=sampler, steps=4, seed=seed, **HOW[sampler]))
+
+    four, two, third = images(4, seed=5), images(2, seed=5), images(1, seed=7)
+    torch.testing.assert_close(four[:2], two, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(four[2:3], third, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(four[0], four[1], atol=0.1)
+
+
+def test_the_noise_that_is_injected_is_never_the_noise_that_the_image_starts_from():
+    drawn = []
+
+    def noise(shape):
+        drawn.append(seeded_noise(shape))
+        return drawn[-1]
+
+    seeded_noise = seeded(3, 2)
+    z_T = noise(torch.Size([2, 4, 8, 8]))
+    list(ddim(Schedule(), lambda z, t: 0 * z, z_T, 4, noise, eta=1.0))
+    assert len(drawn) == 1 + 4
+    for i, a in enumerate(drawn):
+        assert not any(torch.equal(a[k], b[k]) for b in drawn[:i] for k in range(2))
+
+
+def test_a_generator_is_carried_on_from_call_to_call():
+    noise, reference = seeded(7, 1), torch.Generator().manual_seed(7)
+    for _ in range(2):
+        expected = torch.randn(4, 2, 2, generator=reference)
+        assert torch.equal(noise(torch.Size([1, 4, 2, 2]))[0], expected)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def test_the_loss_sees_the_context_of_its_captions_and_the_residuals_of_its_controls(ldm):
+    captions, seen = ["a red circle", "a blue ring", "a red circle"], []
+    ldm.unet.register_forward_pre_hook(lambda module, args: seen.append(args[2:]))
+    z_0, control = torch.randn(3, 4, 8, 8), control_of(ldm, 3)
+    losses = []
+    for controls in ([], [control], [control._replace(weight=0.0)]):
+        torch.manual_seed(0)
+        losses.append(ldm.loss(z_0, captions, controls))
+    assert torch.equal(seen[0][0], ldm.context(captions))
+    assert not torch.allclose(seen[0][0][0], seen[0][0][1])
+    assert [len(args) for args in seen] == [1, 2, 2]
+    assert losses[0] == losses[2] and not torch.allclose(losses[0], losses[1])
+
+
+# ---------------------------------------------------------------- control and guidance
+
+
+@torch.no_grad()
+def by_hand(ldm, prompts, controls, null_controls, w):
+    eps_fn = guided(ldm.eps_fn(prompts, controls), ldm.eps_fn([""] * 2, null_controls), w)
+    z_T = seeded(0, 2)(torch.Size([2, *ldm.latent_shape]))
+    return last(ddim(ldm.schedule, eps_fn, z_T, 3))
+
+
+@pytest.mark.parametrize("prompts", [["a red circle", "a ring"], ["", ""]])
+def test_control_acts_on_both_passes_or_on_the_prompted_one(ldm, prompts):
+    control = control_of(ldm, 2)
+    how = {"guidance": 3.0, "sampler": "ddim", "steps": 3, "controls": [control]}
+    both = last(generate(ldm, prompts, **how))
+    prompted = last(generate(ldm, prompts, control_passes="prompted", **how))
+    torch.testing.assert_close(both, by_hand(ldm, prompts, [control], [control], 3.0))
+    torch.testing.assert_close(prompted, by_hand(ldm, prompts, [control], [], 3.0))
+    assert not torch.allclose(both, prompted, atol=0.01)
+
+
+def test_without_a_prompt_and_with_control_in_both_passes_one_pass_is_enough(ldm):
+    calls = []
+    ldm.unet.register_forward_pre_hook(lambda module, args: calls.append(args))
+    list(generate(ldm, ["", ""], guidance=3.0, steps=2, controls=[control_of(ldm, 2)]))
+    assert len(calls) == 2
+    list(generate(ldm, ["", ""], guidance=3.0, steps=2, control_passes="prompted"))
+    assert len(calls) == 4  # no control, so both passes are equal here too
+
+
+def test_a_control_is_its_controlnet_with_its_hint_at_its_weight(ldm):
+    z_t, t, context = torch.randn(2, 4, 8, 8), torch.tensor([1, 900]), ldm.context(["", "a ring"])
+    full, half = control_of(ldm, 2), control_of(ldm, 2, weight=0.5)
+    plain = full.controlnet(z_t, t, context, full.hint.float())
+    for a, b, c in zip(full(z_t, t, context), half(z_t, t, context), plain, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, 0.5 * c)
+
+
+def test_built_sizes_agree(ldm):
+    assert ldm.text.config.vocabulary == len(ldm.tokenizer.vocabulary)
+    assert ldm.unet.config.channels == ldm.vae.config.latent_channels
+    assert ldm.unet.config.context_width == ldm.text.config.width
+    z = ldm.vae.encode(torch.zeros(1, 1, 32, 32))
+    assert rearrange(z, "1 c h w -> c h w").shape == ldm.latent_shape

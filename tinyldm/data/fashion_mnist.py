@@ -1,0 +1,203 @@
+"""Fashion-MNIST: finding, checking and reading its files, and the sentences made from its labels."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+import zlib
+from functools import lru_cache, partial
+from http.client import HTTPException
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from tinyldm.data.dataset import Captions, Dataset
+from tinyldm.support import files
+from tinyldm.support.errors import UserError
+
+FILES = {  # sha256 of the decompressed bytes
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # torchvision's
+DEBIAN = "apt-get download dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # by that package
+REMEDY = (
+    "give --data-dir a folder with its four idx files (https://github.com/zalandoresearch/fashion-mnist), "
+    "or install them with 'apt-get update && apt-get install dataset-fashion-mnist'; "
+    "'--dataset shapes' needs no files"
+)
+
+
+def read_idx(path: Path, sha256: str) -> Tensor:
+    """The uint8 tensor in PATH or PATH.gz, once its decompressed bytes are checked. Raises UserError."""
+    path = path if path.exists() else path.with_name(f"{path.name}.gz")
+    content = files.read(path, REMEDY)
+    if path.suffix == ".gz":
+        with files.expecting("a gzip file", path, REMEDY, zlib.error):
+            content = gzip.decompress(content)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        wrong = "checksum differs, the file is damaged or another dataset"
+        raise UserError(f"{path}: {wrong}; {REMEDY}")
+    with tempfile.TemporaryDirectory() as folder:  # torchvision reads a path, and no .gz
+        unzipped = Path(folder) / "idx"
+        unzipped.write_bytes(content)
+        return read_sn3_pascalvincent_tensor(str(unzipped))
+
+
+def cache() -> Path:
+    """Where a fetched copy is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "tinyldm" / "fashion-mnist"
+
+
+def holds_fashion_mnist(folder: Path) -> bool:
+    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in FILES)
+
+
+def fetch_from_mirror(folder: Path) -> None:
+    """Download the four files from torchvision's mirror; gives up after 10 silent seconds."""
+    for name in FILES:
+        with urllib.request.urlopen(f"{MIRROR}{name}.gz", timeout=10) as response:
+            files.write(folder / f"{name}.gz", response.read())
+
+
+def fetch_from_debian(folder: Path) -> None:
+    """Unpack Debian's package dataset-fashion-mnist, without installing it and without root."""
+    run = partial(subprocess.run, cwd=folder, check=True, capture_output=True, timeout=120)
+    run(DEBIAN.split())
+    package = next(folder.glob("*.deb"))
+    run(["dpkg-deb", "-x", package.name, "package"])
+    for path in folder.glob(f"package{INSTALLED}/*"):
+        path.rename(folder / path.name)
+    package.unlink()
+    shutil.rmtree(folder / "package")
+
+
+def fetch(folder: Path) -> list[str]:
+    """Put Fashion-MNIST into `folder`, complete or not at all; returns what was tried, and why it failed."""
+    failures: list[str] = []
+    for source, get in ((MIRROR, fetch_from_mirror), (DEBIAN, fetch_from_debian)):
+        print(f"Fashion-MNIST: fetching from {source}", flush=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                part = Path(temporary) / "part"
+                part.mkdir()
+                get(part)
+                for name, sha256 in FILES.items():
+                    read_idx(part / name, sha256)
+                shutil.rmtree(folder, ignore_errors=True)
+                part.rename(folder)
+            break
+        except (
+            OSError,
+            HTTPException,
+            subprocess.SubprocessError,
+            StopIteration,
+            UserError,
+        ) as error:
+            failures.append(f"{source} ({type(error).__name__})")
+    return failures
+
+
+def find_fashion_mnist(data_dir: Path | None = None) -> Path:
+    """The folder with the four files: --data-dir, $TINYLDM_DATA, torchvision's, Debian's, the cache.
+
+    A place that was named must hold them; else they are fetched into the cache. Raises UserError with
+    every place tried and the remedies.
+    """
+    named = data_dir or os.environ.get("TINYLDM_DATA")
+    roots = [Path(named)] if named else [Path("data"), INSTALLED, cache()]
+    folders = [folder for root in roots for folder in (root, root / "FashionMNIST" / "raw")]
+    failures = [] if named or any(map(holds_fashion_mnist, folders)) else fetch(cache())
+    for folder in filter(holds_fashion_mnist, folders):
+        return folder
+    tried = ", ".join([*map(str, folders), *failures])
+    raise UserError(f"Fashion-MNIST not found in {tried}; {REMEDY}")
+
+
+# ---------------------------------------------------------------- labels and captions
+
+NOUNS = (
+    ("t-shirt", "tee"),
+    ("pair of trousers", "pair of pants"),
+    ("pullover", "sweater"),
+    ("dress", "gown"),
+    ("coat", "overcoat"),
+    ("sandal", "strappy sandal"),
+    ("shirt", "blouse"),
+    ("sneaker", "trainer"),
+    ("bag", "handbag"),
+    ("ankle boot", "boot"),
+)
+CLASSES = tuple(noun.removeprefix("pair of ") for noun, _ in NOUNS)
+TONE_WORDS = (("dark", "black"), ("grey", "gray"), ("light", "white"))
+TONES = tuple(word for word, _ in TONE_WORDS)
+TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "a studio photo of {}")
+VALIDATION = 5_000  # the last of the training file
+HELD_OUT = (("dress", "grey"), ("bag", "light"), ("pullover", "dark"))  # never trained on
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean brightness (n,) in 0..255 of the pixels that are not black, of images (n, H, W)."""
+    return images.float().sum((1, 2)) / (images > 0).sum((1, 2)).clamp(min=1)
+
+
+@lru_cache
+def fashion_captions(class_index: int, tone: int) -> tuple[str, ...]:
+    """Every caption of a class and tone: with the tone in all wordings first, then some that leave it open."""
+    nouns, tones = NOUNS[class_index], TONE_WORDS[tone]
+    article = "an" if nouns[0][0] in "aeiou" else "a"
+    full = product(TEMPLATES, (f"a {tone} {noun}" for tone, noun in product(tones, nouns)))
+    return tuple(t.format(x) for t, x in (*full, *product(TEMPLATES, [f"{article} {nouns[0]}"])))
+
+
+@lru_cache(maxsize=1)
+def read_all(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images uint8 (n, 28, 28) and classes uint8 (n,) of each split."""
+    x, y, *test = (read_idx(folder / name, sha256) for name, sha256 in FILES.items())
+    return {
+        "train": (x[:-VALIDATION], y[:-VALIDATION]),
+        "validation": (x[-VALIDATION:], y[-VALIDATION:]),
+        "test": (test[0], test[1]),
+    }
+
+
+def fashion_mnist(
+    split: str, resolution: int, data_dir: Path | None, limit: int, held_out: bool
+) -> Dataset:
+    """Fashion-MNIST padded to 32 px, enlarged to `resolution`: train 55,000, validation 5,000, test 10,000.
+
+    Labels: class (10) and tone, which Canny edges do not show: terciles, over the training images, of
+    the garment's mean brightness. Held out are the pairs of HELD_OUT.
+    """
+    splits = read_all(find_fashion_mnist(data_dir))
+    images, classes = splits[split][0], splits[split][1].long()
+    terciles = torch.quantile(brightness(splits["train"][0]), torch.tensor([1 / 3, 2 / 3]))
+    tones = torch.bucketize(brightness(images), terciles)
+    kept = torch.tensor([[(c, t) in HELD_OUT for t in TONES] for c in CLASSES])[classes, tones]
+    wanted = (~kept | held_out).nonzero()[: limit or None, 0]
+    classes, tones = classes[wanted], tones[wanted]
+    return Dataset(
+        images=enlarge(images[wanted, None], resolution),
+        captions=Captions(list(map(fashion_captions, classes.tolist(), tones.tolist()))),
+        labels={"class": classes, "tone": tones},
+        names={"class": CLASSES, "tone": TONES},
+        held_out=kept[wanted],
+    )
+
+
+def enlarge(images: Tensor, resolution: int) -> Tensor:
+    """Images (n, 1, 28, 28) -> padded to 32 with black, then bilinearly enlarged, uint8."""
+    images = transforms.pad(images, [2, 2, 2, 2])
+    return images if resolution == 32 else transforms.resize(images, [resolution, resolution])

@@ -1,0 +1,207 @@
+"""`python -m tinyldm.evaluate`: how good are the autoencoder, the base and the control, on the test split?"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tinyldm.controlnet import ControlNet
+from tinyldm.data.conditions import CONDITIONS, canny
+from tinyldm.data.dataset import Dataset, to_float, to_uint8
+from tinyldm.evaluate.compare import compare
+from tinyldm.evaluate.judge import accuracy, load_judge
+from tinyldm.evaluate.metrics import (
+    edge_f1,
+    estimate,
+    frechet_distance,
+    gain,
+    kernel_distance,
+    precision_recall,
+    psnr,
+    share,
+    torch_fidelity,
+)
+from tinyldm.evaluate.panel import Panel, Sampled, prompt_settings, reconstruct, sample_images
+from tinyldm.evaluate.tables import plain, table
+from tinyldm.ldm import Control
+from tinyldm.support import files
+from tinyldm.support.command_line import parse, run_command
+from tinyldm.support.errors import UserError
+from tinyldm.training.log import seconds_of
+from tinyldm.training.machine import Machine, process
+from tinyldm.training.networks import load_control
+from tinyldm.training.run_folder import dataset_of, load_run
+from tinyldm.training.settings import within
+
+Row = dict[str, Any]
+Sample = Callable[..., Tensor]  # `sample_images` of the model, with the settings of `generate`
+CHANCE = "chance_"
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Measure a base, and a ControlNet if one is given, on images of the test split; print tables."""
+
+    base: Path = Path("runs/base")
+    """Run folder of train_base.py."""
+    control: Path | None = None
+    """Run folder of train_control.py."""
+    n: int = 500
+    """Test images, and so generated images per row of the table."""
+    guidance: float = 2.0
+    """Classifier-free guidance: 1 is off."""
+    steps: int = 15
+    """Steps of the sampler, dpm++."""
+    control_passes: Literal["both", "prompted"] = "both"
+    """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]."""
+    seed: int = 0
+    """Choice of test images, noise and chance pairs."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+    compare: tuple[Path, ...] = ()
+    """Measure nothing; compare the runs of these files, which --json wrote, by minutes of training."""
+    plot: Path = Path("curve.png")
+    """The PNG that --compare draws."""
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 samples in bfloat16 by autocast; auto does so where the processor multiplies it natively."""
+
+    def __post_init__(self) -> None:
+        within(self, 10, 1e9, "n")
+        within(self, 0, 2**62, "seed")
+        within(self, 1, 1e9, "steps")
+
+
+def distances(features: Tensor, reference: Tensor) -> Row:
+    """FD, kernel distance, precision and recall of images by their features (n, d)."""
+    fd, kd = frechet_distance(features, reference), kernel_distance(features, reference)
+    precision, recall = precision_recall(features, reference)
+    return {"fd": fd, "kd": kd, "precision": precision, "recall": recall}
+
+
+def measure_vae(x_hat: Tensor, images: Tensor) -> Row:
+    """PSNR and CE of images uint8 (n, k, H, W) that were encoded and decoded."""
+    ce = edge_f1(canny(to_uint8(x_hat)), canny(images))
+    return {"psnr": psnr(x_hat, to_float(images)).mean().item(), "ce": estimate(ce)}
+
+
+def measure_base(sample: Sample, panel: Panel, train: Dataset, seed: int) -> Row:
+    """Distances and accuracy of the base with the test captions; floors are those of training images."""
+    features, seen = panel.judge(sample(panel.captions, desc="base"))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    real, _ = panel.judge(to_float(train.images[order[: len(panel)]]))
+    row = distances(features, panel.reference)
+    row |= {f"{k}_floor": v for k, v in distances(real, panel.reference).items()}
+    return row | {f"acc_{k}": share(found, panel.labels[k]) for k, found in seen.items()}
+
+
+def control_row(found: Sampled, asked: dict[str, Tensor], panel: Panel, ce: Tensor) -> Row:
+    """What samples score, where CE (n,) is the ceiling of their EF0.
+
+    ACC_t is of the class that the prompt asks for, ACC_e of that of the hint's image. An attribute
+    counts as the prompt asks for it; without a prompt, as the hint's image has it.
+    """
+    first, *attributes = panel.judge.labels
+    wanted = {**panel.labels, **asked}
+    return {
+        "ef0": found.ef0.mean().item(),
+        "ch": found.ch.mean().item(),
+        "ce": ce.mean().item(),
+        "gain": estimate(found.ef0, found.ch, ce, statistic=gain),
+        "fd": frechet_distance(found.features, panel.reference),
+        "acc_t": share(found.seen[first], asked[first]).mean if asked else None,
+        "acc_e": share(found.seen[first], panel.labels[first]).mean,
+        **{f"acc_{name}": share(found.seen[name], wanted[name]) for name in attributes},
+    }
+
+
+def measure_control(
+    sample: Sample, panel: Panel, controlnet: ControlNet, x_hat: Tensor, seed: int
+) -> dict[str, Row]:
+    """A row for each prompt setting; the ceiling is that of the decoded test images x_hat (n, k, H, W).
+
+    In "changed", chance is what the images score that the same hints gave without a prompt.
+    """
+    controls, settings = [Control(controlnet, panel.hints)], prompt_settings(panel.data, seed)
+    ce, _ = panel.edge_scores(x_hat)
+    found, rows = {}, {}
+    for name, (prompts, asked) in settings.items():
+        x = sample(prompts, controls=controls, desc=f"control, prompts {name}")
+        found[name] = panel.measured(x)
+        rows[name] = control_row(found[name], asked, panel, ce)
+    for label in panel.judge.labels[1:]:
+        chance = share(found["none"].seen[label], settings["changed"][1][label])
+        rows["changed"][f"{CHANCE}{label}"] = chance.mean
+    return rows
+
+
+def print_tables(results: Row) -> None:
+    """The numbers as Markdown: a table for each part, one row per prompt setting for the control."""
+    for part in ("classifier", "vae", "base"):
+        print("\n" + table([{"part": part, **results[part]}]))
+    rows = [{"prompts": name, **row} for name, row in results["control"].items()]
+    if rows:
+        chances = {key: rows[-1].pop(key) for key in [*rows[-1]] if key.startswith(CHANCE)}
+        print("\n" + table(rows))
+        for key, value in chances.items():
+            print(f"\n{key}, changed: {value:.3f}, what the same hints score without a prompt")
+    print("\nn = {n} of the test split without the held-out pairs, seed {seed}".format(**results))
+
+
+def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
+    """All numbers. Raises UserError."""
+    s = settings
+    ldm, (train, test) = load_run(s.base, "train", "test")
+    if s.steps > ldm.schedule.T:
+        raise UserError(f"--steps {s.steps}: must be between 1 and {ldm.schedule.T}")
+    controlnet, name = load_control(s.control, s.base, ldm) if s.control else (None, "canny")
+    machine.place(ldm, *([controlnet] if controlnet else []))
+    dataset = dataset_of(s.base)
+    panel = Panel(test, load_judge(dataset), CONDITIONS[name], s.n, s.seed)
+    how: Row = {"guidance": s.guidance, "steps": s.steps, "control_passes": s.control_passes}
+    sample = partial(sample_images, ldm, machine=machine, seed=s.seed, **how)
+    x_hat = reconstruct(ldm.vae, panel.data.images)
+    return {
+        "n": len(panel),
+        "seed": s.seed,
+        "dataset": dataset,
+        **how,
+        "precision": str(machine.dtype).removeprefix("torch."),
+        "classifier": {f"acc_{k}": score for k, score in accuracy(panel.judge, test).items()},
+        "vae": measure_vae(x_hat, panel.data.images),
+        "base": measure_base(sample, panel, train, s.seed),
+        "control": measure_control(sample, panel, controlnet, x_hat, s.seed) if controlnet else {},
+    }
+
+
+def main(settings: EvaluateSettings) -> None:
+    """Measure, print the tables, and write them as JSON; or compare earlier measurements."""
+    if settings.compare:
+        return compare(settings.compare, settings.plot)
+    start, out = time.perf_counter(), settings.json
+    if out:
+        files.check_writable("--json", out)
+    torch_fidelity("metric_fid")  # or fail now, not after minutes
+    with process(settings.device, settings.precision) as machine:
+        results = evaluate(settings, machine)
+    seconds = seconds_of(settings.base)
+    if settings.control:
+        seconds |= seconds_of(settings.control)
+    results["seconds"] = {**seconds, "evaluate": round(time.perf_counter() - start, 2)}
+    print_tables(results)
+    if out:
+        files.write_json(out, plain(results))
+
+
+def command() -> None:
+    """The console command tinyldm-evaluate."""
+    run_command(lambda: main(parse(EvaluateSettings)))
+
+
+if __name__ == "__main__":
+    command()

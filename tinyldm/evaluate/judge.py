@@ -1,0 +1,160 @@
+"""The judge: a small classifier of real images that judges generated ones.
+
+`python -m tinyldm.evaluate.judge` trains and saves it. It sees only the train split, held-out pairs
+included, so that it can judge those too. Its features are also those of the Fréchet distance. The
+committed weights are in classifiers/, with checksum and test accuracy.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from tinyldm.data import load
+from tinyldm.data.dataset import Columns, Dataset, to_float
+from tinyldm.support import files
+from tinyldm.support.command_line import parse, run_command
+from tinyldm.training.fit import fit
+from tinyldm.training.machine import process
+from tinyldm.training.networks import load_weights, save_weights
+from tinyldm.training.settings import FitSettings, Flat, RunSettings
+
+FOLDER = Path(__file__).parent / "classifiers"
+WIDTHS = (32, 64, 96, 128)
+SIZE = (32, 32)
+
+
+class Classifier(nn.Module):
+    """x (b, k, 32, 32) in [-1, 1] -> features (b, 128) -> one tuple of logits (b, values) per label."""
+
+    def __init__(self, channels: int, values: Sequence[int]):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for c_in, c in pairwise((channels, *WIDTHS)):
+            conv = nn.Conv2d(c_in, c, 3, padding=1, stride=2 if layers else 1)
+            layers += [conv, nn.GroupNorm(8, c), nn.SiLU()]
+        layers += [nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 1), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.heads = nn.ModuleList(nn.Linear(WIDTHS[-1], n) for n in values)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = self.body(x)
+        return tuple(head(features) for head in self.heads)
+
+
+@dataclass
+class Judge:
+    """A trained classifier with the names of its labels; takes images of any resolution in any number."""
+
+    classifier: Classifier
+    labels: tuple[str, ...]  # "class" first, as in Dataset.labels
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """x (n, k, H, W) in [-1, 1] -> features (n, 128), float32, and predictions name -> (n,)."""
+        parts = (F.interpolate(part.clamp(-1, 1), SIZE, mode="area") for part in x.split(500))
+        features = torch.cat([self.classifier.body(part) for part in parts])
+        predictions = [head(features).argmax(-1) for head in self.classifier.heads]
+        return features, dict(zip(self.labels, predictions, strict=True))
+
+
+def load_judge(dataset: str) -> Judge:
+    """The committed classifier of a dataset. Raises UserError if there is none or it is damaged."""
+    remedy = f"train it with 'python -m tinyldm.evaluate.judge --dataset {dataset}'"
+    card = files.read_json(FOLDER / f"{dataset}.json", remedy)
+    classifier = Classifier(card["channels"], card["values"])
+    load_weights(FOLDER / f"{dataset}.safetensors", classifier, card["sha256"], remedy)
+    return Judge(classifier.requires_grad_(False), tuple(card["labels"]))
+
+
+def classification_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the cross-entropies of labels (b, m) on images uint8 (b, k, H, W), to ().
+
+    The images of a batch are shifted together by up to two pixels each way.
+    """
+    shift = v2.RandomCrop(images.shape[-2:], padding=2, padding_mode="edge")
+    logits = classifier(to_float(shift(images)))
+    return torch.stack([*map(F.cross_entropy, logits, labels.unbind(1))]).sum()
+
+
+def accuracy(judge: Judge, data: Dataset) -> dict[str, float]:
+    """Share of images whose prediction is right, for each label."""
+    _, seen = judge(to_float(data.images))
+    return {name: (seen[name] == data.labels[name]).float().mean().item() for name in judge.labels}
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Train the judge on real images and save it, with its test accuracy, into `out`."""
+
+    dataset: Literal["fashion-mnist", "shapes"] = "fashion-mnist"
+    data_dir: Path | None = None
+    """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
+    out: Path = FOLDER
+    run: Annotated[RunSettings, Flat] = RunSettings(precision="fp32")
+    fit: Annotated[FitSettings, Flat] = FitSettings(
+        steps=9000,
+        batch_size=64,
+        lr=2e-3,
+        warmup=100,
+        weight_decay=0.05,
+        ema=0.999,
+        preview_every=1000,
+    )
+
+
+def train(settings: JudgeSettings, data: Dataset) -> Judge:
+    """A judge for this dataset; of its run folder only the weights are kept."""
+    run = settings.run
+    torch.manual_seed(run.seed)
+    classifier = Classifier(data.images.shape[1], list(map(len, data.names.values())))
+    columns = Columns(data.images, torch.stack(list(data.labels.values()), dim=1))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process(run.device, run.precision, run.compile) as machine,
+    ):
+        machine.place(classifier)
+        fit(
+            partial(classification_loss, classifier),
+            [classifier],
+            columns,
+            settings.fit,
+            out=Path(folder),
+            name=f"judge {settings.dataset}",
+            seed=run.seed,
+            machine=machine,
+        )
+    return Judge(classifier.cpu().requires_grad_(False), tuple(data.labels))
+
+
+def main(settings: JudgeSettings) -> None:
+    """Train, save weights and card (sizes, checksum, test accuracy), print the accuracy."""
+    path = settings.out / f"{settings.dataset}.safetensors"
+    files.check_writable("--out", path)
+    every = partial(load, settings.dataset, data_dir=settings.data_dir, held_out=True)
+    data, test = every("train"), every("test")
+    judge = train(settings, data)
+    card = {
+        "channels": data.images.shape[1],
+        "values": list(map(len, data.names.values())),
+        "labels": judge.labels,
+        "sha256": save_weights(path, judge.classifier),
+        "accuracy": accuracy(judge, test),
+        "test_images": len(test),
+        "seed": settings.run.seed,
+        "steps": settings.fit.steps,
+    }
+    files.write_json(path.with_suffix(".json"), card)
+    print(f"{path}: test accuracy {card['accuracy']}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse(JudgeSettings)))

@@ -1,0 +1,116 @@
+"""The panel: test images with their hints and a judge, and what is seen in samples of a model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyldm.data.dataset import Dataset, to_float, to_uint8
+from tinyldm.evaluate.judge import Judge
+from tinyldm.evaluate.metrics import different, edge_f1, partners
+from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.support.progress import progress
+from tinyldm.training.machine import Machine
+from tinyldm.vae import VAE
+
+BATCH = 100
+PromptSettings = dict[str, tuple[list[str], dict[str, Tensor]]]  # name -> prompts, labels asked for
+
+
+@dataclass
+class Sampled:
+    """Images and what is seen in them, image by image."""
+
+    x: Tensor  # (n, k, H, W) in [-1, 1]
+    features: Tensor  # (n, d), the judge's
+    seen: dict[str, Tensor]  # label -> (n,)
+    ef0: Tensor  # (n,) edge F1 against the image's own hint
+    ch: Tensor  # (n,) the same against the hint of another image of the class: chance
+
+
+class Panel:
+    """n images of a test split, chosen by the seed, with what samples are measured by."""
+
+    def __init__(
+        self,
+        test: Dataset,
+        judge: Judge,
+        condition: Callable[[Tensor], Tensor],
+        n: int,
+        seed: int = 0,
+    ):
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+        self.data, self.judge, self.condition = test.subset(order[:n]), judge, condition
+        self.hints = condition(self.data.images)  # bool (n, 1, H, W)
+        self.captions = self.data.captions.full()
+        self.labels = self.data.labels
+        self.strangers = partners(~different(self.labels["class"]), seed)  # (n,)
+        self.reference = judge(to_float(test.images))[0]  # features of the whole test split (m, d)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def measured(self, x: Tensor) -> Sampled:
+        """What is seen in the first images' samples x (m <= n, k, H, W)."""
+        features, seen = self.judge(x)
+        return Sampled(x, features, seen, *self.edge_scores(x))
+
+    def edge_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """EF0 and CH (m,) of the first images' samples x (m <= n, k, H, W)."""
+        edges, m = self.condition(to_uint8(x)), len(x)
+        return edge_f1(edges, self.hints[:m]), edge_f1(edges, self.hints[self.strangers[:m]])
+
+
+@torch.no_grad()
+def reconstruct(vae: VAE, images: Tensor) -> Tensor:
+    """Images uint8 (n, k, H, W) -> x (n, k, H, W) in about [-1, 1] after a round trip, on the CPU."""
+    parts, device = images.split(BATCH), vae.scale.device
+    return torch.cat([vae.decode(vae.encode(to_float(p).to(device))).cpu() for p in parts])
+
+
+@torch.no_grad()
+def sample_images(
+    ldm: LatentDiffusion,
+    prompts: Sequence[str],
+    machine: Machine,
+    controls: Sequence[Control] = (),
+    seed: int = 0,
+    desc: str = "sample",
+    **settings: Any,
+) -> Tensor:
+    """One image per prompt, and per hint of each control (n, k, H, W): x (n, k, H, W) in [-1, 1], on the CPU.
+
+    Samples BATCH at a time, by autocast; `settings` are those of `generate`.
+    """
+    images, starts = [], range(0, len(prompts), BATCH)
+    for i in progress(starts, desc=desc, unit_scale=BATCH, unit="image"):
+        part = slice(i, i + BATCH)
+        bound = [c._replace(hint=c.hint[part].to(ldm.device)) for c in controls]
+        with machine.autocast():
+            z = generate(ldm, prompts[part], controls=bound, seed=seed + i, **settings)
+            z_0 = last(z).float()
+        images.append(ldm.vae.decode(z_0).clamp(-1, 1).cpu())
+    return torch.cat(images)
+
+
+def prompt_settings(data: Dataset, seed: int) -> PromptSettings:
+    """name -> prompts (n) and the labels they ask for: the four settings of [CN, 4.2], and one more.
+
+    conflicting: the caption of an image that differs in class and in attribute. changed: of the same
+    class, with another attribute, so that it asks for something that edges neither show nor forbid.
+    """
+    n, (first, second, *_) = len(data), data.labels.values()
+    other_class, other_attribute = different(first), different(second)
+    chosen = {
+        "perfect": torch.arange(n),
+        "conflicting": partners(other_class & other_attribute, seed),
+        "changed": partners(~other_class & other_attribute, seed),
+    }
+    asked = {name: data.subset(indices) for name, indices in chosen.items()}
+    return {
+        "none": ([""] * n, {}),
+        "insufficient": (["a photo"] * n, {}),
+        **{name: (part.captions.full(), part.labels) for name, part in asked.items()},
+    }

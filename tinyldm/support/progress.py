@@ -1,0 +1,25 @@
+"""Progress bars: repainted in a terminal, a line every half minute in a file or a CI log."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+HALF_A_MINUTE = 30.0  # seconds
+
+
+class Lines:
+    """A stream for tqdm that writes each repaint to stderr as a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+
+def progress(over: Iterable | None = None, **settings: Any) -> tqdm:
+    """A tqdm bar over `over`; `settings` are tqdm's. A bar that ends sooner than its first line is silent."""
+    if not sys.stderr.isatty():
+        pause = dict.fromkeys(("mininterval", "maxinterval", "delay"), HALF_A_MINUTE)
+        settings |= {**pause, "file": Lines(), "miniters": 1}
+    return tqdm(over, **settings)

@@ -1,0 +1,84 @@
+"""metrics.jsonl: the losses of a run, and their curves."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tinyldm.support import files
+from tinyldm.support.errors import UserError
+
+
+class Log:
+    """Appends lines to metrics.jsonl; keeps the losses since the last one, without waiting for the device."""
+
+    def __init__(self, path: Path, stage: str, every: int, device: torch.device):
+        self.path, self.stage = path, stage
+        self.losses, self.pending = torch.zeros(every, device=device), 0  # and how many are in use
+        self.norm = torch.zeros(())  # of the last gradient
+        self.start = time.perf_counter()
+
+    def rewind(self, step: int) -> None:
+        """Resume the log after `step`: drop its later lines, and count the seconds of the earlier process."""
+        self.pending = step % len(self.losses)
+        entries = [
+            e for e in files.read_lines(self.path) if e["stage"] != self.stage or e["step"] <= step
+        ]
+        files.write_lines(self.path, entries)
+        self.start -= max((e["seconds"] for e in entries if e["stage"] == self.stage), default=0.0)
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Keep the loss of a step, and the norm of its gradient."""
+        self.losses[self.pending], self.norm = loss.detach(), norm
+        self.pending += 1
+
+    def write(self, **values: float) -> None:
+        seconds = round(time.perf_counter() - self.start, 2)
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"stage": self.stage, **values, "seconds": seconds}) + "\n")
+
+    def check(self, loss: Tensor, step: int, lr: float) -> None:
+        """Raise UserError if a loss is not finite."""
+        if not loss.isfinite():
+            where = f"by step {step}, learning rate {lr:.1e}"
+            raise UserError(f"{self.stage}: loss is {loss.item()} {where}; lower --lr")
+
+    def report(self, bar: tqdm, step: int, lr: float, batch_size: int) -> None:
+        """Write the mean of the losses since the last report, and show it."""
+        loss = self.losses[: self.pending].mean()
+        self.check(loss, step, lr)
+        self.pending = 0
+        speed = batch_size * (bar.format_dict["rate"] or 0)
+        values = {"loss": loss.item(), "lr": lr, "grad_norm": self.norm.item()}
+        self.write(step=step, **values, images_per_second=round(speed, 1))
+        bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{speed:.0f}", refresh=False)
+
+
+def seconds_of(run: Path) -> dict[str, float]:
+    """stage -> seconds of training, from a run folder; {} where nothing was trained."""
+    return {line["stage"]: line["seconds"] for line in files.read_lines(run / "metrics.jsonl")}
+
+
+def plot_losses(run: Path) -> None:
+    """Draw loss.png from metrics.jsonl, a panel per stage; needs matplotlib (the extra `report`)."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no loss.png: pip install 'tinyldm[report]' for it")
+        return
+    lines = files.read_lines(run / "metrics.jsonl")
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    size = (6 * len(stages), 4)
+    figure, axes = plt.subplots(1, len(stages), figsize=size, squeeze=False, layout="constrained")
+    for ax, stage in zip(axes[0], stages, strict=True):
+        for key, style in (("loss", "-"), ("validation_loss", "o--")):
+            points = [(x["step"], x[key]) for x in lines if x["stage"] == stage and key in x]
+            label = key.replace("_", " ")
+            ax.plot(*zip(*points, strict=True), style, label=label, color="black", linewidth=1)
+        ax.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
+        ax.legend()
+    figure.savefig(run / "loss.png", dpi=120)
+    plt.close(figure)

@@ -1,0 +1,77 @@
+"""The presets by name: the defaults that a machine starts from."""
+
+from dataclasses import replace
+from functools import partial
+
+from tinyldm.training.settings import (
+    BaseSettings,
+    ControlSettings,
+    DataSettings,
+    FitSettings,
+    RunSettings,
+    TextSizes,
+    UNetSizes,
+    VAESizes,
+)
+
+muon = partial(FitSettings, optimizer="muon", warmup=100)
+tiny = FitSettings(steps=6, batch_size=8, warmup=2, log_every=2, preview_every=6)
+
+
+BASE_PRESETS = {
+    "cpu": BaseSettings(
+        preset="cpu",
+        vae_fit=muon(steps=1300, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=650),
+        fit=muon(steps=750, batch_size=64, lr=4e-3, ema=0.995, preview_every=250),
+        kl_weight=3e-5,
+    ),
+    "tiny": BaseSettings(
+        preset="tiny",
+        data=DataSettings(dataset="shapes", limit=64),
+        vae=VAESizes(image_channels=3, widths=(8, 16)),
+        text=TextSizes(width=16, layers=1, heads=2),
+        unet=UNetSizes(widths=(16, 32), attention=(False, True), heads=2, context_width=16),
+        vae_fit=tiny,
+        fit=tiny,
+    ),
+    "gpu": BaseSettings(
+        preset="gpu",
+        data=DataSettings(resolution=64),
+        run=RunSettings(precision="bf16", compile=True),
+        vae=VAESizes(widths=(64, 128, 256)),
+        text=TextSizes(width=256, layers=4, heads=8),
+        unet=UNetSizes(
+            widths=(128, 256, 384),
+            res_blocks=2,
+            attention=(True, True, True),
+            heads=8,
+            context_width=256,
+        ),
+        vae_fit=muon(steps=5000, batch_size=128, lr=4e-3, ema=0.999, preview_every=500),
+        fit=muon(steps=10_000, batch_size=256, lr=2e-3, ema=0.999, preview_every=1000),
+        kl_weight=1e-5,
+    ),
+}
+BASE_PRESETS["long"] = replace(
+    BASE_PRESETS["cpu"],
+    preset="long",
+    vae_fit=muon(steps=3900, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1300),
+    fit=muon(steps=2250, batch_size=64, lr=4e-3, ema=0.998, preview_every=750),
+)
+CONTROL_PRESETS = {
+    "cpu": ControlSettings(
+        preset="cpu",
+        fit=muon(steps=500, batch_size=64, lr=8e-3, ema=0.99, preview_every=125, warmup=50),
+    ),
+    "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
+    "gpu": ControlSettings(
+        preset="gpu",
+        run=RunSettings(precision="bf16", compile=True),
+        fit=muon(steps=4000, batch_size=128, lr=4e-3, ema=0.998, preview_every=500),
+    ),
+}
+CONTROL_PRESETS["long"] = replace(
+    CONTROL_PRESETS["cpu"],
+    preset="long",
+    fit=muon(steps=1500, batch_size=64, lr=8e-3, ema=0.997, preview_every=375),
+)

@@ -1,0 +1,74 @@
+"""Sample pictures during training, on validation images, captions and hints."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyldm.data.dataset import Dataset, to_float
+from tinyldm.data.pictures import hint_image, save_grid, save_image
+from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.training.caches import encode_all
+
+PANEL = 256  # validation images whose loss is followed
+ROWS, COLUMNS = 8, 4  # prompts, and images of each
+
+
+def watch_vae(ldm: LatentDiffusion, validation: Dataset, out: Path) -> dict[str, Any]:
+    """For `fit` of the autoencoder: the images whose loss is followed, and the preview."""
+    images = validation.images[:PANEL]
+    return {"validation": (images,), "preview": partial(preview_vae, ldm, images, out)}
+
+
+def watch_samples(
+    ldm: LatentDiffusion, validation: Dataset, out: Path, name: str, control: Control | None = None
+) -> dict[str, Any]:
+    """For `fit` of the base, or of a control with the validation hints: batch and preview."""
+    prompts = validation.captions.full()[:PANEL]
+    z_0 = encode_all(ldm.vae, validation.images[:PANEL])
+    preview = partial(preview_samples, ldm, prompts, out, name, control=control)
+    batch = (z_0, control.hint, prompts) if control else (z_0, prompts)
+    return {"validation": batch, "preview": preview}
+
+
+@torch.no_grad()
+def preview_vae(ldm: LatentDiffusion, images: Tensor, out: Path, step: int) -> None:
+    """Draw images uint8 (n, k, H, W) above what the autoencoder makes of them."""
+    x = to_float(images[:ROWS]).to(ldm.device)
+    x_hat = ldm.vae.decode(ldm.vae.encode(x))
+    rows = [("validation images", list(x)), ("decoded latents", list(x_hat))]
+    save_grid(out / "previews" / f"vae-{step:06}.png", rows)
+
+
+def preview_samples(
+    ldm: LatentDiffusion,
+    prompts: list[str],
+    out: Path,
+    name: str,
+    step: int,
+    control: Control | None = None,
+) -> None:
+    """Draw samples of the first prompts, and with a control (b, k, H, W) its hints before them."""
+    prompts = prompts[:ROWS]
+    controls, hints = [], []
+    if control:
+        hints = [hint_image(hint) for hint in control.hint[:ROWS]]
+        repeated = control.hint[:ROWS].repeat_interleave(COLUMNS, dim=0).to(ldm.device)
+        controls = [control._replace(hint=repeated)]
+    z = last(generate(ldm, [p for p in prompts for _ in range(COLUMNS)], controls=controls))
+    x = ldm.vae.decode(z).cpu().split(COLUMNS)
+    rows = [(p, [*hints[i : i + 1], *x[i]]) for i, p in enumerate(prompts)]
+    save_grid(out / "previews" / f"{name}-{step:06}.png", rows)
+
+
+def save_examples(folder: Path, validation: Dataset) -> list[Path]:
+    """Write the first validation image of each class as CLASS.png: pictures to try as --hint."""
+    paths = []
+    for value, name in enumerate(validation.names["class"]):
+        found = (validation.labels["class"] == value).nonzero()
+        if len(found):
+            paths.append(folder / f"{name.replace(' ', '-')}.png")
+            save_image(paths[-1], to_float(validation.images[found[0, 0]]))
+    return paths

@@ -1,0 +1,191 @@
+"""Every setting of the two trainings: what a user chooses on the command line, with its range."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Fixed, arg
+
+from tinyldm.controlnet import ControlNetConfig
+from tinyldm.text import TextConfig
+from tinyldm.unet import UNetConfig
+from tinyldm.vae import VAEConfig
+
+Flat = arg(name="")  # its flags carry no prefix: --lr, not --fit.lr
+Preset = Literal["auto", "tiny", "cpu", "long", "gpu"]
+Density = Annotated[Literal["uniform", "logit-normal"], arg(aliases=["--timesteps"])]
+
+
+def within(settings: object, low: float, high: float, *names: str) -> None:
+    """Raise ValueError, naming the field, for a number that is not finite or not in [low, high]."""
+    for name in names:
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            bound = f"between {low:g} and {high:g}" if high < 2**53 else f"at least {low:g}"
+            raise ValueError(f"{name} {value}: must be {bound}")
+
+
+def positive(settings: object, *names: str) -> None:
+    """Raise ValueError, naming the field, for a number that is not finite and more than 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} {value}: must be more than 0")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What to train on."""
+
+    dataset: Literal["fashion-mnist", "shapes"] = "fashion-mnist"
+    """Fashion-MNIST (fetched if it is not here) or drawn shapes (needs no files)."""
+    data_dir: Path | None = None
+    """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
+    resolution: int = 32
+    """Height and width of the images in pixels; a multiple of the VAE's and U-Net's downsampling."""
+    limit: int = 0
+    """Use only the first so many images of each split; 0 means all."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, math.inf, "limit")
+        within(self, 32, math.inf, "resolution")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How one network is trained: linear warm-up, then cosine to 0; clipped gradients; EMA of the weights."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon orthogonalises the steps of matrices and convolutions and needs about half of adamw's steps."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.995
+    """Decay of the average of the weights, which is what is saved; it warms up as (1 + n) / (10 + n)."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    preview_every: int = 250
+    """Steps between checkpoints, sample pictures and validation losses."""
+
+    def __post_init__(self) -> None:
+        positive(self, "steps", "batch_size", "lr", "clip", "log_every", "preview_every")
+        within(self, 0, math.inf, "warmup", "weight_decay")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema {self.ema}: must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What both trainings need to know about the machine and the folder."""
+
+    device: str = "auto"
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 where the processor
+    multiplies it natively. On CUDA fp32 has TF32 matrix products."""
+    compile: bool = False
+    """torch.compile the networks: minutes at the start, then faster steps; needs a C++ compiler."""
+    resume: bool = False
+    """Resume the interrupted run that the output folder holds, bit for bit."""
+    overwrite: bool = False
+    """Replace the run that the output folder holds."""
+    seed: int = 0
+    """Data order, noise and initial weights are functions of it."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 2**64 - 1, "seed")
+
+
+@dataclass(frozen=True)
+class VAESizes(VAEConfig):
+    """Sizes of the autoencoder."""
+
+    image_channels: Annotated[int, Fixed] = 1  # those of the images
+
+
+@dataclass(frozen=True)
+class TextSizes(TextConfig):
+    """Sizes of the text encoder."""
+
+    vocabulary: Annotated[int, Fixed] = 0  # that of the captions
+
+
+@dataclass(frozen=True)
+class UNetSizes(UNetConfig):
+    """Sizes of the U-Net."""
+
+    channels: Annotated[int, Fixed] = 4  # those of the latent
+    context_width: Annotated[int, Fixed] = 128  # the text encoder's
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """Train a latent diffusion model: the autoencoder, then text encoder and U-Net on its latents."""
+
+    preset: Preset = "auto"
+    """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu.
+    long is cpu with three times the steps; tiny is for tests."""
+    out: Path = Path("runs/base")
+    """Run folder: weights, config, pictures, metrics."""
+    data: Annotated[DataSettings, Flat] = DataSettings()
+    run: Annotated[RunSettings, Flat] = RunSettings()
+    vae: VAESizes = VAESizes()
+    text: TextSizes = TextSizes()
+    unet: UNetSizes = UNetSizes()
+    vae_fit: FitSettings = FitSettings()
+    fit: Annotated[FitSettings, Flat] = FitSettings()
+    kl_weight: float = 1e-4
+    """Weight of the KL term beside the reconstruction, both as means over elements."""
+    caption_drop: float = 0.1
+    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    t_density: Density = "logit-normal"
+    """Density of t in the loss: even as in DDPM, or mostly the middle, where shapes are decided."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "caption_drop")
+        within(self, 0, math.inf, "kl_weight")
+        factor = self.vae.f * 2 ** (len(self.unet.widths) - 1)
+        if self.data.resolution % factor:
+            raise ValueError(f"resolution {self.data.resolution}: must be a multiple of {factor}")
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """Attach a ControlNet to a trained base, which stays frozen, and train it."""
+
+    base: Path = Path("runs/base")
+    """Run folder of the base; its dataset is used here too."""
+    preset: Preset = "auto"
+    """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu.
+    long is cpu with three times the steps; tiny is for tests."""
+    out: Path = Path("runs/control")
+    """Run folder: weights, config, pictures, metrics."""
+    run: Annotated[RunSettings, Flat] = RunSettings()
+    condition: Literal["canny", "silhouette"] = "canny"
+    """How hints are made from images."""
+    hint_widths: tuple[int, ...] = (16, 32, 96)
+    """Channels of the hint encoder, one per resolution; as many as the VAE has."""
+    fit: Annotated[FitSettings, Flat] = FitSettings()
+    caption_drop: float = 0.5
+    """Share of captions replaced by the empty one, so that hints alone are understood [CN, 3.3]."""
+    t_density: Density = "logit-normal"
+    """Density of t in the loss: even as in DDPM, or mostly the middle, where shapes are decided."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "caption_drop")
+        ControlNetConfig(hint_widths=self.hint_widths)
+
+
+def from_json(kind: type, values: dict[str, Any]) -> Any:
+    """The dataclass `kind` from a JSON object, whose lists become tuples. Raises TypeError or ValueError."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
