@@ -6,8 +6,9 @@ from conftest import randomise
 from einops import rearrange
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
-from tinyldm.diffusion import SAMPLERS, Schedule, ddim, guided, seeded
+from tinyldm.diffusion import DENSITIES, SAMPLERS, Schedule, ddim, diffusion_loss, guided, seeded
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.vae import VAE, VAEConfig, vae_loss
 
 HOW = {"ddpm": {}, "ddim": {"eta": 0.7}, "dpm++": {}}
 
@@ -57,6 +58,31 @@ def test_a_generator_is_carried_on_from_call_to_call():
 
 
 # ---------------------------------------------------------------- the loss
+
+
+def layouts(z: torch.Tensor) -> list[torch.Tensor]:
+    return [z.contiguous(), z.to(memory_format=torch.channels_last)]
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_the_diffusion_loss_does_not_depend_on_the_memory_layout(density):
+    z_0 = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for z in layouts(z_0):
+        torch.manual_seed(1)
+        losses.append(diffusion_loss(Schedule(), lambda z_t, t: 0.5 * z_t, z, density))
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+
+
+def test_the_autoencoders_loss_does_not_depend_on_the_memory_layout():
+    torch.manual_seed(0)
+    vae, x = randomise(VAE(VAEConfig(widths=(8, 16)))), torch.rand(4, 1, 16, 16) * 2 - 1
+    losses = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        vae.to(memory_format=memory_format)
+        torch.manual_seed(1)
+        losses.append(vae_loss(vae, x.to(memory_format=memory_format), 0.1))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
 def test_the_loss_sees_the_context_of_its_captions_and_the_residuals_of_its_controls(ldm):

@@ -69,7 +69,7 @@ DENSITIES = {"uniform": uniform, "logit-normal": logit_normal}
 def diffusion_loss(schedule: Schedule, eps_fn: EpsFn, z_0: Tensor, density="uniform") -> Tensor:
     """|| eps - eps_fn(z_t, t) ||^2, a mean over z_0 (b, c, h, w), to () [DDPM, eq. 14]; one t per image."""
     t = DENSITIES[density](schedule.T, len(z_0))
-    eps = torch.randn_like(z_0)
+    eps = randn(z_0.shape, device=z_0.device)  # by shape, whatever the memory layout
     z_t = schedule.q_sample(z_0, t, eps)
     return F.mse_loss(eps_fn(z_t, t.to(z_0.device)).float(), eps)
 

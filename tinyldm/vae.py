@@ -123,7 +123,7 @@ def vae_loss(vae: VAE, x: Tensor, kl_weight: float) -> Tensor:
     LDM [G] has LPIPS and a discriminator in place of MSE; both need networks trained elsewhere.
     """
     mean, logvar = (y.float() for y in vae.posterior(x))  # (b, c, h, w) each
-    z = mean + (logvar / 2).exp() * torch.randn_like(mean)
+    z = mean + (logvar / 2).exp() * torch.randn(mean.shape, device=mean.device)
     x_hat = vae.decode(z * vae.scale).float()  # (b, k, H, W)
     kl = (mean**2 + logvar.exp() - 1 - logvar).mean() / 2
     return F.l1_loss(x_hat, x) + F.mse_loss(x_hat, x) + kl_weight * kl
