@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyldm.evaluate.metrics import Estimate
+from tinyldm.evaluate.metrics import Estimate, spread
 from tinyldm.evaluate.tables import table
 from tinyldm.support import files
 from tinyldm.support.errors import needed
@@ -56,7 +56,10 @@ def draw(points: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def compare(paths: Sequence[Path], out: Path) -> None:
-    """Draw and print GAIN, FD and accuracy of several runs against the minutes of their trainings."""
+    """Draw and print GAIN, FD and accuracy of several runs, by the minutes of training, and their spread."""
     points = sorted((point(path) for path in paths), key=lambda p: p["minutes"])
     draw(points, out)
     print(table(points))
+    columns = {key: [getattr(p[key], "mean", p[key]) for p in points] for key in points[0]}
+    print("\nOver these runs, mean [smallest, largest]:\n")
+    print(table([{key: spread(values) for key, values in columns.items()}]))
