@@ -533,6 +533,11 @@ def test_bars_are_not_repainted_where_stderr_is_no_terminal(capfd, monkeypatch):
     list(progress(range(3), desc="slow"))
     err = capfd.readouterr().err
     assert "\r" not in err and "slow: 100%" in err.splitlines()[-1]
+    with progress(total=2, desc="outer") as outer:
+        list(progress(range(3), desc="inner"))
+        outer.update(2)
+    lines = capfd.readouterr().err.splitlines()
+    assert "\x1b" not in "".join(lines) and all("outer" in x or "inner" in x for x in lines)
 
 
 def test_nothing_runs_at_import():

@@ -59,9 +59,9 @@ def read_image(path: Path, channels: int, resolution: int) -> Tensor:
 
     Raises UserError if it is missing or no picture. Transparency is ignored, EXIF rotation is applied.
     """
-    content, mode = files.read(path, GIVE), "L" if channels == 1 else "RGB"
-    with files.expecting("a picture", path, GIVE, SyntaxError, Image.DecompressionBombError):
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert(mode)
+    broken = SyntaxError, Image.DecompressionBombError
+    with files.expecting("a picture", path, GIVE, *broken), Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     side = min(picture.size)
     square = transforms.center_crop(picture, [side, side])
     box = InterpolationMode.BOX if side > resolution else InterpolationMode.BILINEAR

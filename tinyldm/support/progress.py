@@ -7,14 +7,15 @@ from typing import Any
 from tqdm import tqdm
 
 HALF_A_MINUTE = 30.0  # seconds
+UP = "\x1b[A"  # tqdm moves the cursor up between nested bars
 
 
 class Lines:
     """A stream for tqdm that writes each repaint to stderr as a line of its own."""
 
     def write(self, text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=sys.stderr, flush=True)
+        if line := text.replace(UP, "").strip():
+            print(line, file=sys.stderr, flush=True)
 
 
 def progress(over: Iterable | None = None, **settings: Any) -> tqdm:
