@@ -43,7 +43,7 @@ def main(settings: BaseSettings) -> None:
 
         # 2. Its latents, of unit variance; from here on it is frozen
         ldm.vae.requires_grad_(False)
-        z_0 = ldm.vae.set_scale(encode_all(ldm.vae, data.images))
+        latents = ldm.vae.set_scale(encode_all(ldm.vae, data.images))
 
         # 3. Diffusion on them; for guidance, some captions are dropped [CFG, arXiv 2207.12598]
         def noise_loss(z_0: Tensor, captions: list[str]) -> Tensor:
@@ -51,11 +51,11 @@ def main(settings: BaseSettings) -> None:
             return ldm.loss(z_0, captions, density=settings.t_density)
 
         watch = watch_samples(ldm, validation, out, "base")
-        latents = Columns(z_0, data.captions)
-        minimise(noise_loss, [ldm.text, ldm.unet], latents, settings.fit, name="base", **watch)
+        columns = Columns(latents, data.captions)
+        minimise(noise_loss, [ldm.text, ldm.unet], columns, settings.fit, name="base", **watch)
 
         save_base(out, ldm)
-        save_latents(out, z_0)
+        save_latents(out, latents)
     finish_run(out, f"python train_control.py --base {out}")
 
 

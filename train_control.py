@@ -51,8 +51,8 @@ def main(settings: ControlSettings) -> None:
         minimise = partial(fit, out=out, seed=run.seed, machine=machine)
         minimise(noise_loss, [controlnet], columns, settings.fit, name="control", **watch)
 
+        hint = save_examples(out / "hints", validation)[0]
         save_control(out, controlnet, settings.condition, base)
-    hint = save_examples(out / "hints", validation)[0]
     sample = f"python -m tinyldm.sample --base {base} --control {out} --hint {hint}"
     finish_run(out, f'{sample} --prompt "{validation.captions.full()[0]}"')
 

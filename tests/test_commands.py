@@ -248,7 +248,13 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--steps", "-5"], ["--steps"]),
         (["--preset", "huge"], ["--preset", "huge", "cpu"]),
         (["--preset", "tiny", "--resolution", 33], ["--resolution", "33"]),
-        (["--seed", "-1"], ["--seed"]),
+        (["--seed", "-1"], ["--seed", "between 0 and 18446744073709551615"]),
+        (["--seed", 2**64], ["--seed", "between 0 and 18446744073709551615"]),
+        (["--steps", 0], ["--steps 0: must be more than 0"]),
+        (
+            ["--preset", "tiny", "--unet.widths", 15, 30, "--unet.heads", 5],
+            ["--unet.widths", "even"],
+        ),
         (["--limit", "-1"], ["--limit"]),
         (["--ema", "2"], ["--ema"]),
         (["--weight-decay", "-1"], ["--weight-decay"]),
@@ -501,7 +507,7 @@ def test_what_tyro_says_is_read_from_any_box(monkeypatch):
     for encoding in ("utf-8", "ascii"):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-            for value, said in (("3", "--n 3: must be between"), ("x", "Error parsing --n: ")):
+            for value, said in (("3", "--n 3: must be at least 10"), ("x", "Error parsing --n: ")):
                 with pytest.raises(UserError, match=f"^{said}"):
                     parse(EvaluateSettings, args=["--n", value])
 

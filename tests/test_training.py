@@ -144,6 +144,22 @@ def test_a_signal_in_the_last_preview_still_ends_the_process(tmp_path, preview_e
     assert exit.value.code == 128 + signal.SIGTERM
 
 
+def test_a_signal_in_a_preview_waits_until_it_is_drawn(tmp_path):
+    """It would never be drawn otherwise: a resumed run starts after its step."""
+    drawn = []
+
+    def preview(step):
+        kill(step)
+        drawn.append(step)
+
+    with pytest.raises(Stopped, match="after step 30"), process("cpu") as machine:
+        train(Regression(), tmp_path, machine=machine, validation=(X, 3 * X), preview=preview)
+    assert drawn == [30]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [30]
+    assert all(line["images_per_second"] > 0 for line in lines if "loss" in line)
+
+
 def test_a_signal_ends_a_command_at_once_but_for_what_is_held():
     with pytest.raises(Stopped) as stopped, process("cpu"):
         kill(0)

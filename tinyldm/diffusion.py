@@ -112,14 +112,14 @@ def ddim(
 def ddpm(
     schedule: Schedule, eps_fn: EpsFn, z_T: Tensor, steps: int, noise: NoiseFn = randn, eta=1.0
 ) -> Iterator[Tensor]:
-    """Ancestral sampling with the posterior's variance [DDPM, algorithm 2]: DDIM at eta = 1 [DDIM, 4.1]."""
+    """Ancestral sampling, posterior variance [DDPM, algorithm 2]: DDIM at eta = 1, the only one here [DDIM, 4.1]."""
     return ddim(schedule, eps_fn, z_T, steps, noise, eta=1.0)
 
 
 def dpm_solver_pp(
     schedule: Schedule, eps_fn: EpsFn, z_T: Tensor, steps: int, noise: NoiseFn = randn, eta=0.0
 ) -> Iterator[Tensor]:
-    """Yield `steps` tensors, the last z_0 [DPM-Solver++, algorithm 2, multistep 2M]; deterministic.
+    """Yield `steps` tensors, the last z_0 [DPM-Solver++, algorithm 2, multistep 2M]; draws no noise.
 
     The first and the last step are first order; r is a step of lambda_t = log(alpha_t / sigma_t).
     """

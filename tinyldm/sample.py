@@ -1,5 +1,6 @@
 """`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         within(self, 0, 2**63 - 1, "seed")
-        within(self, 1, 1e9, "num_images", "steps")
+        within(self, 1, math.inf, "num_images", "steps")
 
 
 def check(settings: SampleSettings) -> None:
@@ -112,7 +113,7 @@ def rows_of(settings: SampleSettings, machine: Machine) -> list[tuple[str, list[
     """The grid's rows: row i has prompt i and hint i, or the only one."""
     s, ldm = settings, load_base(settings.base)
     if s.steps > (most := ldm.schedule.T):
-        raise UserError(f"--steps {s.steps}: the base was trained with {most} timesteps at most")
+        raise UserError(f"--steps {s.steps}: the base has only {most} timesteps")
     machine.place(ldm)
     controls = [[control] for control in read_controls(s, ldm, machine)] or [[]]
     for word in unknown_words(ldm.tokenizer, s.prompt):

@@ -35,7 +35,7 @@ def words(caption: str) -> list[str]:
 
 
 class Tokenizer:
-    """vocabulary[i] is the word with token i; 0 pads, 1 stands for unknown words, else ValueError is raised."""
+    """vocabulary[i] is the word with token i; 0 pads, 1 is an unknown word. Raises ValueError without these."""
 
     def __init__(self, vocabulary: list[str], length: int):
         if vocabulary[:2] != [PAD, UNKNOWN]:

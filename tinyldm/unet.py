@@ -15,7 +15,7 @@ from tinyldm.blocks import Down, ResBlock, SpatialTransformer, TimeEmbedding, Up
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of the U-Net. SD 1.5: widths 320, 640, 1280, 1280, res_blocks 2, attention but at the last."""
+    """Sizes of the U-Net. SD 1.5: widths 320, 640, 1280, 1280, res_blocks 2, attention but at the coarsest."""
 
     channels: int = 4  # c, of the latent
     widths: tuple[int, ...] = (64, 128, 128)  # one per resolution, from fine to coarse
@@ -28,6 +28,8 @@ class UNetConfig:
         check(self, channels=1, widths=2, res_blocks=1, heads=1, context_width=1)
         if len(self.attention) != len(self.widths):
             raise ValueError(f"attention {self.attention}: give one for each of {self.widths}")
+        if self.widths[0] % 2:
+            raise ValueError(f"widths {self.widths}: the first must be even")
         if any(width % self.heads for width in self.widths):
             raise ValueError(f"heads {self.heads}: must divide the widths {self.widths}")
 

@@ -111,7 +111,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, z: Tensor) -> Tensor:
-        """Set the scale such that latents z (n, c, h, w) get unit variance; return them scaled [LDM, D.1]."""
+        """Set the scale so that latents z (n, c, h, w) have unit variance; return them scaled [LDM, D.1]."""
         scale = 1 / z.std()
         self.scale *= scale
         return z * scale

@@ -185,15 +185,15 @@ def fashion_mnist(
     images, classes = splits[split][0], splits[split][1].long()
     terciles = torch.quantile(brightness(splits["train"][0]), torch.tensor([1 / 3, 2 / 3]))
     tones = torch.bucketize(brightness(images), terciles)
-    kept = torch.tensor([[(c, t) in HELD_OUT for t in TONES] for c in CLASSES])[classes, tones]
-    wanted = (~kept | held_out).nonzero()[: limit or None, 0]
+    out = torch.tensor([[(c, t) in HELD_OUT for t in TONES] for c in CLASSES])[classes, tones]
+    wanted = (~out | held_out).nonzero()[: limit or None, 0]
     classes, tones = classes[wanted], tones[wanted]
     return Dataset(
         images=enlarge(images[wanted, None], resolution),
         captions=Captions(list(map(fashion_captions, classes.tolist(), tones.tolist()))),
         labels={"class": classes, "tone": tones},
         names={"class": CLASSES, "tone": TONES},
-        held_out=kept[wanted],
+        held_out=out[wanted],
     )
 
 

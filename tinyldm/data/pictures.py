@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
@@ -19,10 +20,10 @@ GIVE = "give a PNG or JPEG picture"
 
 
 def tile(x: Tensor, size: int) -> Tensor:
-    """An image (k, H, W) in [-1, 1], enlarged without smoothing, below room for a label: uint8 (3, ...)."""
+    """An image (k, H, W) in [-1, 1], enlarged without smoothing, with room for a label: uint8 (3, ...)."""
     picture, nearest = to_uint8(x).cpu().expand(3, -1, -1), InterpolationMode.NEAREST
     picture = transforms.resize(picture, [size, size], interpolation=nearest)
-    return transforms.pad(picture, [0, LINE, 0, 0], fill=255)
+    return transforms.pad(picture, [0, LINE, GAP, GAP], fill=255)
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], size: int = 96) -> None:
@@ -30,8 +31,7 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], size: in
     columns, blank = max(len(images) for _, images in rows), torch.ones(1, size, size)
     filled = [[*images, *[blank] * (columns - len(images))] for _, images in rows]
     tiles = [tile(x, size) for images in filled for x in images]
-    grid = make_grid(tiles, columns, GAP, pad_value=255)[:, GAP:, GAP:]
-    canvas = transforms.to_pil_image(grid)
+    canvas = transforms.to_pil_image(make_grid(tiles, columns, padding=0))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for i, (label, _) in enumerate(rows):
         draw.text((0, i * (LINE + size + GAP) + 1), label, fill="black", font=font)
@@ -55,12 +55,16 @@ def hint_image(hint: Tensor) -> Tensor:
 
 
 def read_image(path: Path, channels: int, resolution: int) -> Tensor:
-    """Any picture file -> uint8 (1, k, H, H): cropped to its middle square, scaled by area averaging.
+    """Any picture file -> uint8 (1, k, H, H): cropped to its middle square, then
+    scaled: by area averaging if that makes it smaller, else bilinearly.
 
     Raises UserError if it is missing or no picture. Transparency is ignored, EXIF rotation is applied.
     """
+    files.read(path, GIVE)  # a file that is missing, or not readable, is said to be that
     broken = SyntaxError, Image.DecompressionBombError
     with files.expecting("a picture", path, GIVE, *broken), Image.open(path) as opened:
+        if opened.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+            opened = Image.fromarray((np.asarray(opened) // 257).astype(np.uint8))
         picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     side = min(picture.size)
     square = transforms.center_crop(picture, [side, side])

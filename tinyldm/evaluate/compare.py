@@ -58,8 +58,9 @@ def draw(points: Sequence[dict[str, Any]], out: Path) -> None:
 def compare(paths: Sequence[Path], out: Path) -> None:
     """Draw and print GAIN, FD and accuracy of several runs, by the minutes of training, and their spread."""
     points = sorted((point(path) for path in paths), key=lambda p: p["minutes"])
-    draw(points, out)
+    files.check_writable("--plot", out)
     print(table(points))
     columns = {key: [getattr(p[key], "mean", p[key]) for p in points] for key in points[0]}
     print("\nOver these runs, mean [smallest, largest]:\n")
     print(table([{key: spread(values) for key, values in columns.items()}]))
+    draw(points, out)

@@ -1,4 +1,4 @@
-"""What ends a command early: a mistake of the user's, or a signal; and what a user has yet to install."""
+"""What ends a command early: a mistake of the user's, or a signal; and libraries that are missing."""
 
 from importlib import import_module
 from typing import Any

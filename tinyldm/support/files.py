@@ -1,7 +1,6 @@
 """Write so that a kill or a full disk never costs what was there; read so that damage is one clear error."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -52,6 +51,8 @@ def check_writable(flag: str, path: Path) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on this file; wait for another process that holds it. A dead process holds none."""
+    import fcntl  # not on Windows, where only this function cannot be used
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -101,15 +101,15 @@ def fit(
                 loss = loss_fn(*machine.load(batch))
             log.add(loss, update(loss, optimizer, lr, settings.clip))
             ema.update(step)
-            if done == steps or done % settings.log_every == 0:
-                log.report(bar, done, lr, settings.batch_size)
-            if due or machine.stop.received:
+            log.report(bar, done, lr, settings.batch_size, done == steps)
+            if saving := due or machine.stop.received > 0:
                 log.check(loss, done, lr)
                 saved.save(done)
-        machine.stop.check(f"stopped after step {done} of {name}; resume it with --resume")
-        if due:
-            with ema.applied(), torch.compiler.set_stance("force_eager"):
-                if validation:
-                    log_validation(log, done, loss_fn, machine.load(validation))
-                preview(done)
+            if due:
+                with ema.applied(), torch.compiler.set_stance("force_eager"):
+                    if validation:
+                        log_validation(log, done, loss_fn, machine.load(validation))
+                    preview(done)
+        if saving:
+            machine.stop.check(f"stopped after step {done} of {name}; resume it with --resume")
     ema.copy_to_parameters()

@@ -19,7 +19,7 @@ class Log:
         self.path, self.stage = path, stage
         self.losses, self.pending = torch.zeros(every, device=device), 0  # and how many are in use
         self.norm = torch.zeros(())  # of the last gradient
-        self.start = time.perf_counter()
+        self.start = self.reported = time.perf_counter()
 
     def rewind(self, step: int) -> None:
         """Resume the log after `step`: drop its later lines, and count the seconds of the earlier process."""
@@ -46,12 +46,15 @@ class Log:
             where = f"by step {step}, learning rate {lr:.1e}"
             raise UserError(f"{self.stage}: loss is {loss.item()} {where}; lower --lr")
 
-    def report(self, bar: tqdm, step: int, lr: float, batch_size: int) -> None:
-        """Write the mean of the losses since the last report, and show it."""
+    def report(self, bar: tqdm, step: int, lr: float, batch_size: int, now: bool) -> None:
+        """Write the mean of the losses since the last report, and show it, every so many steps or `now`."""
+        if self.pending < len(self.losses) and not now:
+            return
         loss = self.losses[: self.pending].mean()
         self.check(loss, step, lr)
-        self.pending = 0
-        speed = batch_size * (bar.format_dict["rate"] or 0)
+        seconds = time.perf_counter() - self.reported
+        speed = batch_size * self.pending / seconds
+        self.pending, self.reported = 0, time.perf_counter()
         values = {"loss": loss.item(), "lr": lr, "grad_norm": self.norm.item()}
         self.write(step=step, **values, images_per_second=round(speed, 1))
         bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{speed:.0f}", refresh=False)
@@ -76,8 +79,9 @@ def plot_losses(run: Path) -> None:
     for ax, stage in zip(axes[0], stages, strict=True):
         for key, style in (("loss", "-"), ("validation_loss", "o--")):
             points = [(x["step"], x[key]) for x in lines if x["stage"] == stage and key in x]
-            label = key.replace("_", " ")
-            ax.plot(*zip(*points, strict=True), style, label=label, color="black", linewidth=1)
+            if points:
+                label = key.replace("_", " ")
+                ax.plot(*zip(*points, strict=True), style, label=label, color="black", linewidth=1)
         ax.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         ax.legend()
     figure.savefig(run / "loss.png", dpi=120)

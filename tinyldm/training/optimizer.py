@@ -19,13 +19,13 @@ SMALLEST = (
 A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial that drives singular values towards 1 [Muon]
 
 
-def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
     """Matrices (n, r, c), r <= c -> about U V^T of each U S V^T: singular values within 0.7 to 1.2.
 
     Newton-Schulz iteration: x <- a x + b (x x^T) x + c (x x^T)^2 x.
     """
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(iterations):
         gram = x @ x.mT  # (n, r, r)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return x
@@ -80,11 +80,12 @@ class Muon(torch.optim.AdamW):
         momenta = [self.state[p]["momentum"] for p in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         directions = torch._foreach_lerp(gradients, momenta, self.momentum)
-        steps = orthogonal(torch.stack([wide(d) for d in directions]).to(self.dtype)).float()
+        matrix = torch.stack([wide(d) for d in directions]).to(self.dtype)
+        directions = orthogonal(matrix).float()
         group = self.param_groups[0]
-        for p, step in zip(matrices, steps, strict=True):
+        for p, direction in zip(matrices, directions, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(unwide(step, p), alpha=group["lr"] * 0.2 * math.sqrt(step.shape[1]))
+            p.sub_(unwide(direction, p), alpha=group["lr"] * 0.2 * math.sqrt(direction.shape[1]))
             p.grad = None
 
 

@@ -21,8 +21,8 @@ def within(settings: object, low: float, high: float, *names: str) -> None:
     """Raise ValueError, naming the field, for a number that is not finite or not in [low, high]."""
     for name in names:
         value = getattr(settings, name)
-        if not (math.isfinite(value) and low <= value <= high):
-            bound = f"between {low:g} and {high:g}" if high < 2**53 else f"at least {low:g}"
+        if not low <= value <= high or value == math.inf:
+            bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise ValueError(f"{name} {value}: must be {bound}")
 
 
@@ -45,7 +45,7 @@ class DataSettings:
     resolution: int = 32
     """Height and width of the images in pixels; a multiple of the VAE's and U-Net's downsampling."""
     limit: int = 0
-    """Use only the first so many images of each split; 0 means all."""
+    """Use only the first N images of each split; 0 means all."""
 
     def __post_init__(self) -> None:
         within(self, 0, math.inf, "limit")
@@ -149,7 +149,7 @@ class BaseSettings:
     caption_drop: float = 0.1
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     t_density: Density = "logit-normal"
-    """Density of t in the loss: even as in DDPM, or mostly the middle, where shapes are decided."""
+    """Density of t in the loss: uniform, as in DDPM, or mostly the middle, where shapes are decided."""
 
     def __post_init__(self) -> None:
         within(self, 0, 1, "caption_drop")
@@ -179,7 +179,7 @@ class ControlSettings:
     caption_drop: float = 0.5
     """Share of captions replaced by the empty one, so that hints alone are understood [CN, 3.3]."""
     t_density: Density = "logit-normal"
-    """Density of t in the loss: even as in DDPM, or mostly the middle, where shapes are decided."""
+    """Density of t in the loss: uniform, as in DDPM, or mostly the middle, where shapes are decided."""
 
     def __post_init__(self) -> None:
         within(self, 0, 1, "caption_drop")
