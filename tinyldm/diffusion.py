@@ -112,7 +112,7 @@ def ddim(
 def ddpm(
     schedule: Schedule, eps_fn: EpsFn, z_T: Tensor, steps: int, noise: NoiseFn = randn, eta=1.0
 ) -> Iterator[Tensor]:
-    """Ancestral sampling, posterior variance [DDPM, algorithm 2]: DDIM at eta = 1, the only one here [DDIM, 4.1]."""
+    """Ancestral sampling, posterior variance [DDPM, algorithm 2]: DDIM at eta = 1, always [DDIM, 4.1]."""
     return ddim(schedule, eps_fn, z_T, steps, noise, eta=1.0)
 
 
