@@ -17,7 +17,6 @@ from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import QUICK
 from tinyldm.data.dataset import to_float
 from tinyldm.data.pictures import hint_image, save_grid
-from tinyldm.evaluate.judge import accuracy
 from tinyldm.evaluate.metrics import Estimate, frechet_distance, torch_fidelity
 from tinyldm.evaluate.tables import plain, table
 from tinyldm.support import files
@@ -152,7 +151,7 @@ def what_is_shared(lab: Lab) -> str:
     ]
     features, _ = lab.panel.judge(to_float(lab.data["train"].images[: s.n]))
     floor = frechet_distance(features, lab.panel.reference)
-    shares = accuracy(lab.panel.judge, lab.data["test"]).items()
+    shares = lab.panel.accuracy.items()
     return (
         f"## What all claims share\n\n{table(rows)}\n\nCE {lab.ceiling().mean().item():.3f}; FD "
         f"of {s.n} real training images {floor:.2f}; {s.n} test images a measurement; "

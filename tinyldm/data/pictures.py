@@ -55,12 +55,11 @@ def hint_image(hint: Tensor) -> Tensor:
 
 
 def read_image(path: Path, channels: int, resolution: int) -> Tensor:
-    """Any picture file -> uint8 (1, k, H, H): cropped to its middle square, then
-    scaled: by area averaging if that makes it smaller, else bilinearly.
+    """Any picture file -> uint8 (1, k, H, H): its middle square, scaled.
 
-    Raises UserError if it is missing or no picture. Transparency is ignored, EXIF rotation is applied.
+    Scales by area averaging if that makes it smaller, else bilinearly. Ignores transparency, applies
+    EXIF rotation. Raises UserError if the file is missing or no picture.
     """
-    files.read(path, GIVE)  # a file that is missing, or not readable, is said to be that
     broken = SyntaxError, Image.DecompressionBombError
     with files.expecting("a picture", path, GIVE, *broken), Image.open(path) as opened:
         if opened.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255

@@ -64,6 +64,7 @@ def random_figure(rng: np.random.Generator, size: str, x: float, y: float) -> Fi
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
+    """One figure in the middle, or a large and a small one beside or above each other."""
     background = pick(rng, NAMES["background"])
     if rng.random() < 0.5:
         figure = random_figure(rng, pick(rng, tuple(RADII)), 0.5, 0.5)

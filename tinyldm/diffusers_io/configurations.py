@@ -8,7 +8,6 @@ from typing import Any
 from tinyldm.controlnet import ControlNetConfig
 from tinyldm.diffusion import Schedule
 from tinyldm.support import files
-from tinyldm.support.errors import UserError
 from tinyldm.training.settings import from_json
 from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
@@ -113,10 +112,8 @@ def reading(folder: Path) -> Iterator[Entries]:
     """Yield the entries of a folder's config.json; inside, what is wrong with them becomes a UserError."""
     path = folder / "config.json"
     entries = files.read_json(path, REMEDY)
-    try:
+    with files.expecting("in the layout of SD-1.5", path, REMEDY):
         yield entries
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not in the layout of SD-1.5 ({error})") from error
 
 
 def build(kind: type, entries: Entries, keys: dict[str, str], **more: Any) -> Any:

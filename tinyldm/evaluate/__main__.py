@@ -15,7 +15,7 @@ from tinyldm.controlnet import ControlNet
 from tinyldm.data.conditions import CONDITIONS, canny
 from tinyldm.data.dataset import Dataset, to_float, to_uint8
 from tinyldm.evaluate.compare import compare
-from tinyldm.evaluate.judge import accuracy, load_judge
+from tinyldm.evaluate.judge import load_judge
 from tinyldm.evaluate.metrics import (
     edge_f1,
     estimate,
@@ -173,7 +173,7 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
         "dataset": dataset,
         **how,
         "precision": str(machine.dtype).removeprefix("torch."),
-        "classifier": {f"acc_{k}": score for k, score in accuracy(panel.judge, test).items()},
+        "classifier": {f"acc_{k}": score for k, score in panel.accuracy.items()},
         "vae": measure_vae(x_hat, panel.data.images),
         "base": measure_base(sample, panel, train, s.seed),
         "control": measure_control(sample, panel, controlnet, x_hat, s.seed) if controlnet else {},

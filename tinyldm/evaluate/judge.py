@@ -85,10 +85,9 @@ def classification_loss(classifier: Classifier, images: Tensor, labels: Tensor) 
     return torch.stack([*map(F.cross_entropy, logits, labels.unbind(1))]).sum()
 
 
-def accuracy(judge: Judge, data: Dataset) -> dict[str, float]:
-    """Share of images whose prediction is right, for each label."""
-    _, seen = judge(to_float(data.images))
-    return {name: (seen[name] == data.labels[name]).float().mean().item() for name in judge.labels}
+def accuracy(seen: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, float]:
+    """Share of predictions (n,) that are right, for each label."""
+    return {name: (found == labels[name]).float().mean().item() for name, found in seen.items()}
 
 
 @dataclass(frozen=True)
@@ -142,12 +141,13 @@ def main(settings: JudgeSettings) -> None:
     every = partial(load, settings.dataset, data_dir=settings.data_dir, held_out=True)
     data, test = every("train"), every("test")
     judge = train(settings, data)
+    _, seen = judge(to_float(test.images))
     card = {
         "channels": data.images.shape[1],
         "values": list(map(len, data.names.values())),
         "labels": judge.labels,
         "sha256": save_weights(path, judge.classifier),
-        "accuracy": accuracy(judge, test),
+        "accuracy": accuracy(seen, test.labels),
         "test_images": len(test),
         "seed": settings.run.seed,
         "steps": settings.fit.steps,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.data.dataset import Dataset, to_float, to_uint8
-from tinyldm.evaluate.judge import Judge
+from tinyldm.evaluate.judge import Judge, accuracy
 from tinyldm.evaluate.metrics import different, edge_f1, partners
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
 from tinyldm.support.progress import progress
@@ -47,7 +47,10 @@ class Panel:
         self.captions = self.data.captions.full()
         self.labels = self.data.labels
         self.strangers = partners(~different(self.labels["class"]), seed)  # (n,)
-        self.reference = judge(to_float(test.images))[0]  # features of the whole test split (m, d)
+        self.reference, seen = judge(
+            to_float(test.images)
+        )  # features of the whole test split (m, d)
+        self.accuracy = accuracy(seen, test.labels)  # label -> the judge's, on all of it
 
     def __len__(self) -> int:
         return len(self.data)

@@ -65,23 +65,25 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def expecting(what: str, path: Path, remedy: str, *damage: type[Exception]) -> Iterator[None]:
-    """Inside, a file is read that should be `what`. Raises UserError, naming it, if it is something else.
+    """Inside, a file is read that should be `what`. Raises UserError, naming it, if that fails.
 
-    That shows in the exceptions that other content causes: DAMAGE, and those given.
+    Content that is something else shows in the exceptions that it causes: DAMAGE, and those given.
     """
     try:
         yield
     except DAMAGE + damage as error:
+        if cause := getattr(
+            error, "strerror", None
+        ):  # the system's, so it is not about the content
+            raise UserError(f"{path}: cannot be read ({cause}); {remedy}") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path}: not {what} ({reason}); {remedy}") from error
 
 
 def read(path: Path, remedy: str) -> bytes:
     """The content of a file. Raises UserError naming it, with the remedy."""
-    try:
+    with expecting("a file", path, remedy):
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
 
 
 def read_json(path: Path, remedy: str) -> Any:

@@ -46,6 +46,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Copy what `save` wrote into the tensors and the optimizer. Raises KeyError or RuntimeError."""
         for name, column in self.columns.items():
             for i, tensor in enumerate(column):
                 tensor.copy_(tensors[f"{name}.{i}"])

@@ -119,7 +119,7 @@ def keep_freed_memory() -> None:
 def process(
     device: str = "auto", precision: str = "auto", compile: bool = False
 ) -> Iterator[Machine]:
-    """Configure this process and say what it computes on. Raises UserError for what is not here."""
+    """Configure this process, and yield what it computes on. Raises UserError for what is not here."""
     if compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise UserError("--compile: there is no C++ compiler; install one, or give --no-compile")
     picked = pick_device(device)

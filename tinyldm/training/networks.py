@@ -33,11 +33,8 @@ def load_weights(path: Path, network: nn.Module, checksum: str, remedy: str) -> 
     tensors = files.read_tensors(path, remedy)
     if files.sha256(path) != checksum:
         raise UserError(f"{path}: checksum differs from the one stored beside it; {remedy}")
-    try:
+    with files.expecting("weights that fit the config", path, remedy, RuntimeError):
         network.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: weights do not fit the config ({reason})") from error
 
 
 def build_base(settings: BaseSettings, data: Dataset) -> LatentDiffusion:
