@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
+from tinyldm.support import streams
 from tinyldm.support.errors import Stopped, UserError
 
 Settings = TypeVar("Settings")
@@ -95,12 +96,29 @@ def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = Non
     return parse(type(found[name]), found[name], args)
 
 
+def complaint(error: Exception) -> str:
+    """The line for a UserError, and for memory that ran out; any other error, which is our bug, is raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if ran_out or re.search("DefaultCPUAllocator|can't allocate memory", str(error)):
+        reason = " ".join(str(error).split())[:200]
+        return f"out of memory ({reason}); lower --batch-size or the sizes"
+    raise error
+
+
 def run_command(command: Callable[[], Result]) -> Result:
-    """What a command returns; one line on stderr and exit code 2 for a UserError, 128 + n for signal n."""
+    """What a command returns, whatever becomes of stdout and stderr.
+
+    One line on stderr and exit code 2 for a UserError and for too little memory, 128 + n for signal n.
+    """
+    streams.guard()
     try:
-        return command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        result = command()
+        streams.check()
+        return result
+    except Exception as error:
+        print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
