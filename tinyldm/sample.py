@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.data.conditions import CONDITIONS
-from tinyldm.data.pictures import hint_image, read_image, save_grid
+from tinyldm.data.pictures import hint_image, read_edges, read_image, save_grid
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
@@ -85,12 +85,15 @@ def check(settings: SampleSettings) -> None:
 def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) -> Tensor:
     """A picture's hint, bool (1, 1, H, W), at the resolution of the base."""
     if is_edges:
-        hint = read_image(path, 1, ldm.resolution) > 0  # any edge in a cell, however thin
+        hint = read_edges(path, ldm.resolution)
     else:
         images = read_image(path, ldm.vae.config.image_channels, ldm.resolution)
         hint = CONDITIONS[condition](images)
     if not hint.any():
         print(f"note: {path} has no edges", file=sys.stderr)
+    if is_edges and hint.float().mean() > 0.5:
+        question = "are they black on white? give white edges on black"
+        print(f"note: more than half of {path} is edges; {question}", file=sys.stderr)
     return hint
 
 
