@@ -1,7 +1,6 @@
 """Pictures for people: labelled grids of images; and reading whatever picture a user has."""
 
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,8 +87,6 @@ def read_square(path: Path, channels: int) -> Image.Image:
 
     Raises UserError if it is not a regular file, no picture, or has more than 89 million pixels.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file, or not a regular one; {GIVE}")
     content = io.BytesIO(files.read(path, GIVE))
     with files.expecting("a picture", path, GIVE, Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a decoder repairs

@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from tinyldm.support import streams
-from tinyldm.support.errors import Stopped, UserError
+from tinyldm.support.errors import Finished, Stopped, UserError
 
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
@@ -25,6 +25,7 @@ OURS = {  # diffusers' name of a flag -> ours
     "max-grad-norm": "clip",
     "mixed-precision": "precision",
     "output-dir": "out",
+    "resume-from-checkpoint": "resume",
     "pretrained-model-name-or-path": "base",
     "num-inference-steps": "steps",
     "guidance-scale": "guidance",
@@ -107,7 +108,7 @@ def complaint(error: Exception) -> str:
     raise error
 
 
-def run_command(command: Callable[[], Result]) -> Result:
+def run_command(command: Callable[[], Result]) -> Result | None:
     """What a command returns, whatever becomes of stdout and stderr.
 
     One line on stderr and exit code 2 for a UserError and for too little memory, 128 + n for signal n.
@@ -117,6 +118,9 @@ def run_command(command: Callable[[], Result]) -> Result:
         result = command()
         streams.check()
         return result
+    except Finished as finished:
+        print(finished)
+        return None
     except Exception as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from tinyldm.data import load
 from tinyldm.data.dataset import Dataset
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
-from tinyldm.support.decode import decode
 from tinyldm.support.errors import Finished, UserError, warned
 from tinyldm.support.sealed import Sealed, is_sealed
 from tinyldm.training.checkpoint import METRICS, REMEDY, Checkpoints
@@ -33,7 +33,7 @@ FREE = {
 def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dict:
     """What settings.json says: every flag, the precision that was picked, the identity of the base."""
     content = json.loads(json.dumps(asdict(settings), default=str))
-    content["run"]["precision"] = str(machine.dtype).removeprefix("torch.")
+    content["run"]["precision"] = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
     elif settings.data.data_dir:
@@ -213,9 +213,7 @@ def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:
 
 def data_settings(base: Path) -> DataSettings:
     """What a base was trained on; a folder of data that has gone is left open. Raises UserError."""
-    content = Sealed(base, NO_BASE).decoded(SETTINGS, dict[str, Any])
-    with files.expecting("the settings of a base", base / SETTINGS, NO_BASE):
-        data: DataSettings = decode(DataSettings, content["data"])
+    data = Sealed(base, NO_BASE).decoded(SETTINGS, BaseSettings).data
     there = data.data_dir and os.path.isdir(data.data_dir)
     return data if there else replace(data, data_dir=None)
 
