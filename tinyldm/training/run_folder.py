@@ -87,17 +87,17 @@ def check_room(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out}: is a file; name a folder")
     files.check_writable("--out", out.resolve() / "in it")
     files.check_writable("--out", out.resolve().with_name("beside it"))
-    if old.exists() and not is_run(old):
-        raise UserError(f"--out {out}: {old} is in the way; move it, or name another folder")
-    if old.exists() and not overwrite:
-        remedy = "give --overwrite, or move it"
-        raise UserError(f"--out {out}: {old} is a run that was being replaced; {remedy}")
     if out.exists() and any(path for path in out.iterdir() if path.suffix != ".tmp"):
         if not is_run(out):
             raise UserError(f"--out {out}: a folder with other content; name a new one")
         if not overwrite:
             remedy = "give --resume latest, --overwrite or another folder"
             raise UserError(f"--out {out}: holds a run already; {remedy}")
+    if old.exists() and not is_run(old):
+        raise UserError(f"--out {out}: {old} is in the way; move it, or name another folder")
+    if old.exists() and not overwrite:
+        remedy = "give --overwrite, or move it"
+        raise UserError(f"--out {out}: {old} is a run that was being replaced; {remedy}")
 
 
 def check_resumable(out: Path, resume: Path, settings: dict) -> int:

@@ -1,0 +1,553 @@
+"""What a run must survive: kills, signals, full disks, other processes, moved folders, and its own user."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import train_base
+import train_control
+from tinyldm.support import files
+from tinyldm.support.errors import Finished, UserError
+from tinyldm.support.sealed import Sealed
+from tinyldm.training import log, previews, run_folder
+from tinyldm.training.checkpoint import Checkpoints, State
+from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
+from tinyldm.training.settings import RunSettings
+
+ROOT = Path(__file__).parents[1]
+NETWORKS = {"base": ("vae", "text", "unet"), "control": ("controlnet",)}
+PLAIN = RunSettings(device="cpu", precision="fp32", checkpointing_steps=2)
+FEW = replace(BASE_PRESETS["tiny"].fit, preview_every=1000)
+
+
+def base_settings(out: Path, **run) -> train_base.BaseSettings:
+    """The smallest training of a base; `run` are fields of its RunSettings."""
+    tiny = BASE_PRESETS["tiny"]
+    return replace(tiny, out=out, run=replace(PLAIN, **run), fit=FEW, vae_fit=FEW)
+
+
+def control_settings(base: Path, out: Path, **run) -> train_control.ControlSettings:
+    tiny = CONTROL_PRESETS["tiny"]
+    return replace(tiny, base=base, out=out, run=replace(PLAIN, **run), fit=FEW)
+
+
+@pytest.fixture(autouse=True)
+def quick_previews(monkeypatch):
+    """One picture of two steps."""
+    monkeypatch.setattr(previews, "ROWS", 1)
+    monkeypatch.setattr(previews, "COLUMNS", 1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with the runs `base` and `control`."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_base.main(base_settings(folder / "base"))
+    train_control.main(control_settings(folder / "base", folder / "control"))
+    return folder
+
+
+def sums_of(run: Path) -> dict[str, str]:
+    """Checksums of the weights, latents, config and vocabulary of a finished run."""
+    sums = json.loads((run / "manifest.json").read_text())["sha256"]
+    return {name: checksum for name, checksum in sums.items() if name != "settings.json"}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
+class Boom(Exception):
+    """A bug of ours, at the worst moment."""
+
+
+def break_at(monkeypatch, module, name: str, call: int = 1, error: BaseException | None = None):
+    """Have the so-maniest call of a function of a module raise; returns the list of its calls."""
+    calls, function = [], getattr(module, name)
+
+    def broken(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise error or Boom
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, broken)
+    return calls
+
+
+# ---------------------------------------------------------------- --overwrite
+
+
+def test_overwrite_keeps_the_old_run_aside_until_the_new_one_is_complete(
+    runs, tmp_path, monkeypatch
+):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    old, seen = sums_of(tmp_path / "base"), []
+    save = train_base.save_base
+
+    def watched(*args):
+        seen.append(sums_of(tmp_path / "base.old"))
+        save(*args)
+        seen.append(sums_of(tmp_path / "base.old"))
+
+    monkeypatch.setattr(train_base, "save_base", watched)
+    train_base.main(base_settings(tmp_path / "base", overwrite=True, seed=1))
+    assert seen == [old, old]
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") != old
+
+
+FAILURES = {
+    "no data": {
+        "data": replace(BASE_PRESETS["tiny"].data, dataset="fashion-mnist", data_dir=Path("no"))
+    },
+    "NaN": {"vae_fit": replace(FEW, lr=1e38, optimizer="adamw")},
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_overwrite_with_something_that_fails_leaves_the_old_run_where_it_was(runs, tmp_path, what):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    old = sums_of(tmp_path / "base")
+    with pytest.raises((UserError, RuntimeError)):
+        train_base.main(replace(base_settings(tmp_path / "base", overwrite=True), **FAILURES[what]))
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") == old
+
+
+@pytest.mark.parametrize("name", ["build_base", "vae_loss"])
+def test_overwrite_without_memory_or_a_working_compiler_leaves_the_old_run(
+    runs, tmp_path, monkeypatch, name
+):
+    """The one is found out before anything is written, the other in the first step only."""
+    shutil.copytree(runs / "base", tmp_path / "base")
+    old = sums_of(tmp_path / "base")
+    break_at(monkeypatch, train_base, name, error=RuntimeError("can't allocate memory"))
+    with pytest.raises(RuntimeError):
+        train_base.main(base_settings(tmp_path / "base", overwrite=True))
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") == old
+
+
+def test_a_run_that_fails_after_a_checkpoint_keeps_it_and_the_old_run(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    old = sums_of(tmp_path / "base")
+    with monkeypatch.context() as patch:
+        break_at(patch, train_base, "vae_loss", call=4)
+        with pytest.raises(Boom):
+            train_base.main(base_settings(tmp_path / "base", overwrite=True, seed=1))
+    assert Checkpoints(tmp_path / "base").numbers() == [2]
+    assert sums_of(tmp_path / "base.old") == old
+    with pytest.raises(UserError, match="--resume latest"):
+        train_base.main(base_settings(tmp_path / "base", seed=1))
+    train_base.main(base_settings(tmp_path / "base", seed=1, resume=Path("latest")))
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") != old
+
+
+def test_an_interrupted_overwrite_can_be_overwritten_again(runs, tmp_path, monkeypatch):
+    """What stands aside is still the complete run, not the half of one that replaced it."""
+    shutil.copytree(runs / "base", tmp_path / "base")
+    old = sums_of(tmp_path / "base")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            break_at(patch, train_base, "vae_loss", call=4)
+            with pytest.raises(Boom):
+                train_base.main(base_settings(tmp_path / "base", overwrite=True, seed=1))
+        assert sums_of(tmp_path / "base.old") == old
+
+
+def test_a_folder_of_somebody_elses_is_never_taken_for_the_old_run(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    (tmp_path / "base.old").mkdir()
+    (tmp_path / "base.old" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"base\.old is in the way"):
+        train_base.main(base_settings(tmp_path / "base", overwrite=True))
+    assert (tmp_path / "base.old" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_between_two_renames_of_the_start_says_what_to_do_or_continues(
+    runs, tmp_path, monkeypatch, call
+):
+    """1: the old run is aside and there is no new one yet. 2: the new one has begun, without a step."""
+    shutil.copytree(runs / "base", tmp_path / "base")
+    old, settings = sums_of(tmp_path / "base"), base_settings(tmp_path / "base", seed=1)
+    with monkeypatch.context() as patch:
+        where = (run_folder.files, "whole_folder") if call == 1 else (train_base, "vae_loss")
+        break_at(patch, *where, error=KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train_base.main(replace(settings, run=replace(settings.run, overwrite=True)))
+    assert sums_of(tmp_path / "base.old") == old
+    with pytest.raises(UserError, match="--overwrite" if call == 1 else "--resume latest"):
+        train_base.main(settings)
+    if call == 2:
+        with pytest.raises(UserError, match="no checkpoint of"):
+            resume = Path(tmp_path / "base" / "checkpoint-2")
+            train_base.main(replace(settings, run=replace(settings.run, resume=resume)))
+    again = {"overwrite": True} if call == 1 else {"resume": Path("latest")}
+    train_base.main(replace(settings, run=replace(settings.run, **again)))
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") != old
+
+
+# ---------------------------------------------------------------- the end of a run
+
+
+def test_a_kill_after_the_manifest_is_tidied_up_by_the_next_command(runs, tmp_path, monkeypatch):
+    settings = base_settings(tmp_path / "base")
+    with monkeypatch.context() as patch:
+        break_at(patch, run_folder, "complete", error=KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train_base.main(settings)
+    assert Checkpoints(tmp_path / "base").numbers()
+    with pytest.raises(Finished, match="base: finished already"):
+        train_base.main(replace(settings, run=replace(settings.run, resume=Path("latest"))))
+    assert not Checkpoints(tmp_path / "base").numbers()
+    assert (tmp_path / "base" / "loss.png").exists()
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_kill_while_the_model_is_saved_is_resumed(runs, tmp_path, monkeypatch, call):
+    """config, vocabulary, vae, text, unet, latents, manifest: each may be the last that is written."""
+    settings = base_settings(tmp_path / "base")
+    with monkeypatch.context() as patch:
+        save, killed = train_base.save_base, []
+
+        def dying(*args):
+            killed.extend(break_at(patch, files, "write", call, KeyboardInterrupt()))
+            save(*args)
+
+        patch.setattr(train_base, "save_base", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train_base.main(settings)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        train_control.main(control_settings(tmp_path / "base", tmp_path / "control"))
+    train_base.main(replace(settings, run=replace(settings.run, resume=Path("latest"))))
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+def test_what_fails_beside_the_training_costs_a_warning_only(runs, tmp_path, monkeypatch, capsys):
+    """Plots (as with MPLBACKEND=bogus), previews, lines of the log."""
+    for module, name in (
+        (log, "plot_losses"),
+        (run_folder, "plot_losses"),
+        (previews, "save_grid"),
+    ):
+        monkeypatch.setattr(module, name, lambda *args: 1 / 0)
+    write, settings = log.Log.write, base_settings(tmp_path / "base")
+
+    def full(self, entry):
+        self.path = tmp_path / "base" / "no folder" / "metrics.jsonl"
+        write(self, entry)
+
+    monkeypatch.setattr(log.Log, "write", full)
+    train_base.main(settings)
+    err = capsys.readouterr().err
+    for what in ("loss.png", "preview of the autoencoder", "preview of samples", "metrics.jsonl"):
+        assert re.search(rf"^warning: .*{what}.* failed \(", err, flags=re.M), what
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+def test_a_backend_of_matplotlib_that_does_not_exist_costs_no_model(tmp_path, monkeypatch):
+    env = {**os.environ, "MPLBACKEND": "bogus"}
+    process = command("base", tmp_path / "base", env=env)
+    assert process.returncode == 0 and "warning: drawing" in process.stderr
+    assert (tmp_path / "base" / "manifest.json").exists()
+
+
+# ---------------------------------------------------------------- processes
+
+
+def arguments(kind: str, out: Path, *flags: object, base: Path | None = None) -> list[str]:
+    """A command line of the smallest training."""
+    args = [f"train_{kind}.py", "--preset", "tiny", "--out", out, "--device", "cpu"]
+    args += ["--precision", "fp32", "--checkpointing-steps", 2, "--preview-every", 1000]
+    args += ["--vae-fit.preview-every", 1000] if kind == "base" else ["--base", base]
+    return [sys.executable, *map(str, args), *map(str, flags)]
+
+
+def command(kind: str, out: Path, *flags: object, base: Path | None = None, **options):
+    """Run it to its end."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300, **options}
+    return subprocess.run(arguments(kind, out, *flags, base=base), check=False, **options)
+
+
+def test_the_second_process_in_a_run_folder_is_told_who_holds_it(runs, tmp_path):
+    with run_folder.held(tmp_path / "base"):
+        process = command("base", tmp_path / "base")
+        assert process.returncode == 2 and len(process.stderr.strip().splitlines()) == 1
+        assert "another training is writing there" in process.stderr
+        assert f"process {os.getpid()} on" in process.stderr
+    assert names_in(tmp_path) == set()
+
+
+def save_for_ever(folder: Path, say) -> None:
+    """Load what is there, then save step after step, and say what is done."""
+    parameters = [torch.zeros(20_000, requires_grad=True), torch.zeros(3, requires_grad=True)]
+    entries = log.Log(folder / "metrics.jsonl", "x", 5, torch.device("cpu"))
+    copies = [p.detach().clone() for p in parameters]
+    state = State(parameters, copies, entries.losses, torch.optim.AdamW(parameters))
+    saved = Checkpoints(folder, every=1, limit=2)
+    start = saved.load(state, entries, 10**9)
+    assert all((p == start).all() for p in parameters)
+    say(start)
+    for step in range(start + 1, 10**9):
+        for p in parameters:
+            p.data.fill_(step)
+        saved.save(state, entries, step)
+        say(step)
+
+
+def test_ten_kills_of_a_loop_that_saves_lose_one_save_at_most(tmp_path):
+    """Whatever was killed, the newest complete checkpoint verifies, and stale files are swept."""
+    rng, last = random.Random(0), 0
+    fork = multiprocessing.get_context("fork")
+    for _ in range(10):
+        ear, mouth = fork.Pipe(duplex=False)
+        process = fork.Process(target=save_for_ever, args=(tmp_path, mouth.send))
+        process.start()
+        mouth.close()
+        start = ear.recv()
+        assert start >= last
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        process.join()
+        last = start
+        while ear.poll():
+            try:
+                last = ear.recv()
+            except EOFError:
+                break
+        saved = Checkpoints(tmp_path)
+        assert saved.newest() in (last, last + 1) and len(saved.numbers()) <= 3
+        with run_folder.held(tmp_path):
+            assert not [*tmp_path.rglob(".*.tmp")]
+    assert last > 20
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_a_checkpoint_of_a_whole_step_and_says_so(runs, tmp_path, number, code):
+    """Sent as soon as a first checkpoint is there; the resumed run ends as an uninterrupted one."""
+    args = arguments("base", tmp_path / "base", "--checkpoints-total-limit", 99)
+    with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "base", process)
+        process.send_signal(number)
+        err = process.stderr.read()
+    if process.wait() != 0:  # it may have been done before
+        assert process.returncode == code
+        assert "--resume latest" in err or "stopped" in err
+        assert sound(tmp_path / "base")
+        assert command("base", tmp_path / "base", "--resume", "latest").returncode == 0
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+def sound(run: Path) -> list[int]:
+    """The checkpoints of a run, every one of which must be complete and undamaged."""
+    numbers = Checkpoints(run).numbers()
+    for number in numbers:
+        Sealed(Checkpoints(run).path(number), "").verify()
+    return numbers
+
+
+def wait_for(run: Path, process) -> None:
+    """Until a run has a checkpoint, or its process has ended."""
+    while process.poll() is None and not Checkpoints(run).numbers():
+        time.sleep(0.005)
+
+
+def kill_and_resume(kind: str, tmp_path: Path, rng: random.Random, base: Path | None) -> int:
+    """Kill a training at random moments until it finishes; the number of kills."""
+    kills, out = 0, tmp_path / kind
+    while True:
+        begun = (out / "settings.json").exists()
+        args = arguments(kind, out, *(["--resume", "latest"] if begun else []), base=base)
+        with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            moment = time.monotonic() + rng.uniform(0.5, 12.0)
+            while process.poll() is None and time.monotonic() < moment:
+                time.sleep(0.01)
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+            err = process.stderr.read()
+        if process.returncode >= 0:
+            assert process.returncode == 0, err
+            return kills
+
+
+@pytest.mark.slow
+def test_two_hundred_random_kills_lose_nothing(runs, tmp_path):
+    """Over autoencoder, base and control; every run that was killed ends with the same checksums."""
+    rng, kills = random.Random(0), 0
+    while kills < 200:
+        shutil.rmtree(tmp_path)
+        kills += kill_and_resume("base", tmp_path, rng, None)
+        assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+        kills += kill_and_resume("control", tmp_path, rng, tmp_path / "base")
+        weights = "controlnet.safetensors"
+        assert sums_of(tmp_path / "control")[weights] == sums_of(runs / "control")[weights]
+        print(f"{kills} kills")
+
+
+def test_a_full_disk_keeps_the_checkpoints_that_are_there(tmp_path):
+    """Files may not grow beyond what the first training's checkpoints take; the second's do."""
+    start = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    python, *rest = arguments("base", tmp_path / "base")
+    process = subprocess.run(
+        [python, "-c", start, *rest], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 2, process.stderr
+    error = process.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "cannot be written (File too large)" in error
+    assert sound(tmp_path / "base")[-1] == 6  # the end of the autoencoder's training
+    assert not [*tmp_path.rglob("*.tmp")]
+    assert command("base", tmp_path / "base", "--resume", "latest").returncode == 0
+
+
+# ---------------------------------------------------------------- checkpoints that are lost
+
+
+def interrupted(folder: Path, monkeypatch, call: int = 4) -> train_base.BaseSettings:
+    """A run that died in its fourth step; the settings that resume it."""
+    with monkeypatch.context() as patch:
+        break_at(patch, train_base, "vae_loss", call=call)
+        with pytest.raises(Boom):
+            train_base.main(base_settings(folder))
+    return base_settings(folder, resume=Path("latest"))
+
+
+def test_a_deleted_or_damaged_checkpoint_is_no_fresh_start(tmp_path, monkeypatch):
+    settings = interrupted(tmp_path / "base", monkeypatch)
+    state = tmp_path / "base" / "checkpoint-2" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"--resume latest: .* has lost its checkpoints"):
+            train_base.main(settings)
+        files.discard(tmp_path / "base" / "checkpoint-2")
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
+    settings = interrupted(tmp_path / "one", monkeypatch)
+    with monkeypatch.context() as patch:
+        break_at(patch, train_base, "vae_loss", call=4)
+        with pytest.raises(Boom):
+            train_base.main(base_settings(tmp_path / "two", seed=5))
+    files.discard(tmp_path / "one" / "checkpoint-2")
+    shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "one" / "checkpoint-2")
+    with pytest.raises(UserError, match="lost its checkpoints"):
+        train_base.main(settings)
+    named = replace(settings, run=replace(settings.run, resume=tmp_path / "one" / "checkpoint-2"))
+    with pytest.raises(UserError, match="of another run"):
+        train_base.main(named)
+
+
+def test_resume_takes_the_path_of_a_checkpoint(runs, tmp_path, monkeypatch):
+    settings = interrupted(tmp_path / "base", monkeypatch, call=6)
+    assert Checkpoints(tmp_path / "base").numbers() == [2, 4]
+    steps = break_at(monkeypatch, train_base, "vae_loss", call=0)
+    monkeypatch.chdir(tmp_path)
+    resume = Path("base") / "checkpoint-2"
+    train_base.main(replace(settings, run=replace(settings.run, resume=resume)))
+    assert len(steps) - 1 == 4  # and one for the validation loss
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+def test_what_does_not_change_a_run_may_change_when_it_is_resumed(runs, tmp_path, monkeypatch):
+    settings = interrupted(tmp_path / "base", monkeypatch)
+    run = replace(settings.run, checkpointing_steps=3, checkpoints_total_limit=1)
+    fit = replace(FEW, preview_every=6)
+    train_base.main(replace(settings, run=run, fit=fit))
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+def test_a_run_resumed_in_another_precision_is_refused(tmp_path, monkeypatch):
+    settings = interrupted(tmp_path / "base", monkeypatch)
+    with pytest.raises(UserError, match=r"run\.precision: fp32 then, bf16 now"):
+        train_base.main(replace(settings, run=replace(settings.run, precision="bf16")))
+
+
+# ---------------------------------------------------------------- paths
+
+
+def test_a_run_that_was_moved_or_is_linked_resumes_from_any_folder(runs, tmp_path, monkeypatch):
+    interrupted(tmp_path / "base", monkeypatch)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to("moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train_base.main(base_settings(Path("../link"), resume=Path("latest")))
+    assert sums_of(tmp_path / "moved") == sums_of(runs / "base")
+    shutil.copytree(runs / "base", tmp_path / "other name")
+    assert sums_of(tmp_path / "moved")  # and a control finds the same base under any name
+    control = control_settings(Path("../other name"), Path("c"))
+    with monkeypatch.context() as patch:
+        break_at(patch, train_control, "save_control")
+        with pytest.raises(Boom):
+            train_control.main(control)
+    (tmp_path / "other name").rename(tmp_path / "again")
+    resumed = control_settings(tmp_path / "again", Path("c"), resume=Path("latest"))
+    train_control.main(resumed)
+    assert sums_of(Path("c")) == sums_of(runs / "control")
+
+
+def test_overwriting_through_a_link_replaces_what_it_points_to(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    train_base.main(base_settings(tmp_path / "link", overwrite=True))
+    assert (tmp_path / "link").is_symlink() and names_in(tmp_path) == {"link", "real"}
+    assert sums_of(tmp_path / "real") == sums_of(runs / "base")
+
+
+def test_touching_a_file_changes_nothing(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    for path in (tmp_path / "runs").rglob("*"):
+        os.utime(path, (0, 0))
+    settings = control_settings(tmp_path / "runs" / "base", tmp_path / "runs" / "control")
+    with pytest.raises(Finished):
+        train_control.main(replace(settings, run=replace(settings.run, resume=Path("latest"))))
+
+
+def test_a_control_is_not_resumed_on_a_base_that_was_trained_anew(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    base, control = tmp_path / "runs" / "base", tmp_path / "runs" / "control"
+    train_base.main(base_settings(base, overwrite=True, seed=3))
+    with pytest.raises(UserError, match="base_sha256"):
+        train_control.main(control_settings(base, control, resume=Path("latest")))
+    assert sums_of(control) == sums_of(runs / "control")
+
+
+def test_the_data_of_a_base_are_found_from_any_folder_and_by_the_environment(
+    runs, tmp_path, monkeypatch
+):
+    """A relative --data-dir is stored as it was meant; one that has gone is looked for anew."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = base_settings(tmp_path / "base")
+    data = replace(settings.data, data_dir=Path("data"))
+    train_base.main(replace(settings, data=data))
+    monkeypatch.chdir(ROOT)
+    assert run_folder.data_settings(tmp_path / "base").data_dir == tmp_path / "data"
+    (tmp_path / "data").rmdir()
+    assert run_folder.data_settings(tmp_path / "base").data_dir is None
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as root, everything can be
+    loads = break_at(monkeypatch, train_base, "load_data", call=0)
+    for out in (tmp_path / "base", tmp_path / "new"):
+        with pytest.raises(UserError, match=r"--out .*cannot be written there"):
+            train_base.main(base_settings(out, overwrite=True))
+    assert not loads
