@@ -14,7 +14,7 @@ run: .venv/ready  ## data, base, ControlNet, evaluation table and pictures, into
 	$(BIN)/python train_control.py --base $(RUNS)/base --out $(RUNS)/control $(call resume,control)
 	@cat $(trained) | cmp -s - $(RUNS)/.shown && ls $(shown:%=$(RUNS)/%) || $(MAKE) show
 
-show: .venv/ready  ## pictures and evaluation; .shown keeps the checksums of the runs that they are of
+show:  ## pictures and evaluation; .shown keeps the checksums of the runs that they are of
 	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $(RUNS)/samples.png \
 		--hint $(foreach name,coat coat bag bag dress ankle-boot,$(RUNS)/control/hints/$(name).png) \
 		--prompt "a photo of a dark coat" "a photo of a light coat" "a photo of a dark bag" "a photo of a grey bag" \

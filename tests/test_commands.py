@@ -30,7 +30,7 @@ from tinyldm.support.command_line import parse, parse_with_preset, run_command
 from tinyldm.support.errors import Finished, UserError
 from tinyldm.support.progress import progress
 from tinyldm.training import previews
-from tinyldm.training.networks import load_base, load_control, save_control
+from tinyldm.training.networks import load_base, load_control, save_base, save_control
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.settings import BaseSettings, RunSettings
 
@@ -335,8 +335,46 @@ def test_bad_flags_of_evaluate(capfd, runs, tmp_path):
         ["--n", 3],
         ["--seed", -1],
         ["--json", tmp_path],
+        ["--guidance", "nan"],
+        ["--device", "meta"],
     ):
         assert flags[0] in error_of(capfd, "evaluate", "--base", runs / "base", *flags)
+
+
+def test_every_number_of_the_trainings_is_finite(capfd):
+    """nan and inf as the value of every flag that takes a float."""
+    floats = ["--lr", "--vae-fit.lr", "--weight-decay", "--clip", "--ema", "--kl-weight"]
+    for flag in [*floats, "--caption-drop", "--vae-fit.clip", "--vae-fit.ema"]:
+        for value in ("nan", "inf", "-inf"):
+            error = error_of(capfd, "train_base", "--preset", "tiny", flag, value)
+            assert error.startswith(f"error: {flag} {value}"), error
+
+
+def test_a_base_with_few_test_images_is_not_evaluated(capfd, runs, tmp_path):
+    """A run of --limit 3, say; at ten every number is there."""
+    for limit, enough in ((1, False), (3, False), (9, False), (10, True)):
+        shutil.copytree(runs / "base", tmp_path / str(limit))
+        chosen = json.loads((runs / "base" / "settings.json").read_text())
+        chosen["data"]["limit"] = limit
+        files.write_json(tmp_path / str(limit) / "settings.json", chosen)
+        save_base(tmp_path / str(limit), load_base(runs / "base"))
+        args = ["--base", tmp_path / str(limit), "--steps", 1, "--json", tmp_path / "e.json"]
+        if enough:
+            COMMANDS["evaluate"]([str(arg) for arg in args])
+        else:
+            assert f"--limit leaves {limit} test images" in error_of(capfd, "evaluate", *args)
+        assert (tmp_path / "e.json").exists() == enough
+
+
+def test_a_control_is_transferred_to_another_base_only_if_told(runs, tmp_path, capfd):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    save_base(tmp_path / "base", randomise(load_base(runs / "base")))
+    hint = next((runs / "control" / "hints").iterdir())
+    args = ["--base", tmp_path / "base", "--control", runs / "control", "--hint", hint]
+    args += ["--num-images", 1, "--steps", 1, "--out", tmp_path / "s.png"]
+    assert "--transfer" in error_of(capfd, "sample", *args)
+    COMMANDS["sample"]([str(arg) for arg in [*args, "--transfer"]])
+    assert "note: " in capfd.readouterr().err and (tmp_path / "s.png").exists()
 
 
 def test_a_base_that_is_none(capfd, tmp_path, runs):
@@ -390,6 +428,14 @@ def test_a_hint_that_is_no_picture(capfd, tmp_path, runs, content):
         (["--out", "README.md/x/s.png"], "README.md"),
         (["--out", "picture.jpg"], ".png"),
         (["--sampler", "euler"], "--sampler"),
+        (["--num-images", 10**9], "--num-images"),
+        (["--guidance", "nan"], "--guidance nan"),
+        (["--guidance", "inf"], "--guidance inf"),
+        (["--control-scale", "nan"], "--control-scale nan"),
+        (["--sampler", "ddim", "--eta", "nan"], "--eta nan"),
+        (["--sampler", "ddim", "--eta", 1.5], "--eta 1.5"),
+        (["--eta", 0.5], "--sampler ddim"),
+        (["--device", "meta"], "--device meta"),
     ],
 )
 def test_bad_flags_of_sample(capfd, runs, args, word):

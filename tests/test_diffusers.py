@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -355,6 +356,57 @@ def test_importing_what_was_exported_gives_the_same_weights_bit_for_bit(runs):
     theirs = import_controlnet(runs / "exported" / "controlnet", ldm.unet)
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_an_export_replaces_nothing_and_is_whole_or_not_there(runs, tmp_path, monkeypatch, capsys):
+    settings = Export(tmp_path / "out", runs / "base", runs / "control")
+    for thing in (lambda p: p.write_text("mine"), lambda p: p.symlink_to("gone"), Path.mkdir):
+        thing(tmp_path / "out")
+        with pytest.raises(UserError, match="out: exists already; name a new folder"):
+            main(settings)
+        remove = Path.rmdir if (tmp_path / "out").is_dir() else Path.unlink
+        remove(tmp_path / "out")
+    write, calls = files.write_json, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(UserError, match=r"out: cannot be written .No space left"):
+        main(settings)
+    assert not [*tmp_path.iterdir()]
+    capsys.readouterr()
+    monkeypatch.undo()
+    main(settings)
+    assert "hints of 1 channel" in capsys.readouterr().err
+
+
+def test_pieces_of_two_exports_are_never_imported_together(runs, tmp_path):
+    shutil.copytree(runs / "exported", tmp_path / "mixed")
+    name = "diffusion_pytorch_model.safetensors"
+    path = tmp_path / "mixed" / "controlnet" / name
+    weights = files.read_tensors(path, "")
+    files.write_tensors(path, {key: x + 1 for key, x in weights.items()})  # of another export
+    with pytest.raises(UserError, match=f"controlnet/{name}: changed"):
+        main(Import(tmp_path / "mixed", tmp_path / "new", runs / "base"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_import_is_whole_or_not_there(runs, tmp_path, monkeypatch):
+    write = files.write_tensors
+
+    def full(path, tensors):
+        if path.name == "unet.safetensors":
+            raise OSError(28, "No space left on device")
+        return write(path, tensors)
+
+    monkeypatch.setattr(files, "write_tensors", full)
+    with pytest.raises(UserError, match=r"base: cannot be written .No space left"):
+        main(Import(runs / "exported", tmp_path / "new", runs / "base"))
+    assert not [*(tmp_path / "new").iterdir()]
 
 
 def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):

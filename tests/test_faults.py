@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_base
 import train_control
@@ -551,3 +552,60 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(runs, tmp_pa
         with pytest.raises(UserError, match=r"--out .*cannot be written there"):
             train_base.main(base_settings(out, overwrite=True))
     assert not loads
+
+
+# ---------------------------------------------------------------- make run
+
+STUB = """#!/usr/bin/env python3
+import pathlib, sys
+args = sys.argv[1:]
+folder = pathlib.Path(__file__).parent
+with open(folder / "calls", "a") as calls:
+    print(*args, file=calls)
+if (folder / "fail").exists() and (folder / "fail").read_text() in args[0]:
+    sys.exit(2)
+out = pathlib.Path(args[args.index("--out") + 1]) if "--out" in args else None
+if args[0].startswith("train_"):
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "settings.json").write_text("{}")
+    if not (out / "manifest.json").exists():
+        (out / "manifest.json").write_text(args[0])
+elif out:
+    out.write_text("picture")
+else:
+    pathlib.Path(args[args.index("--json") + 1]).write_text("table")
+"""
+
+
+def test_make_run_decides_by_content_and_never_overwrites(tmp_path):
+    """With a python that only notes how it is called."""
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    runs = tmp_path / "runs"
+
+    def make() -> list[str]:
+        (tmp_path / "calls").write_text("")
+        make = ["make", "-o", ".venv/ready", "run", f"BIN={tmp_path}", f"RUNS={runs}"]
+        subprocess.run(make, cwd=tmp_path, capture_output=True, check=False, timeout=60)
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert not any("--overwrite" in call for call in calls)
+        words = [call.replace("-m ", "").split() for call in calls]
+        return [" ".join([w[0], *(["resumed"] if "--resume" in w else [])]) for w in words]
+
+    everything = ["train_base.py", "train_control.py", "tinyldm.sample", "tinyldm.evaluate"]
+    resumed = ["train_base.py resumed", "train_control.py resumed"]
+    assert make() == everything
+    assert make() == resumed
+    for path in runs.rglob("*"):
+        os.utime(path)
+    assert make() == resumed
+    (runs / "samples.png").unlink()
+    assert make() == resumed + everything[2:]
+    (runs / "control" / "manifest.json").write_text("trained anew")
+    assert make() == resumed + everything[2:] and make() == resumed
+    shutil.rmtree(runs / "control")
+    (tmp_path / "fail").write_text("train_control")
+    assert make() == [resumed[0], everything[1]]  # and no picture of half a run
+    (tmp_path / "fail").write_text("evaluate")
+    assert make()[-1] == "tinyldm.evaluate" and make()[-1] == "tinyldm.evaluate"

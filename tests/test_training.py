@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -91,17 +93,28 @@ class Signalled(Regression):
         return super().forward(x, y)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capfd, precision, optimizer):
+    """In the middle of an epoch: weights, average, moments and losses."""
     whole, first, second = Regression(), Signalled(), Regression()
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
-    train(whole, tmp_path / "whole")
-    with pytest.raises(SystemExit) as exit, process("cpu") as machine:
-        run_command(lambda: train(first, tmp_path / "parts", machine=machine))
+    settings = replace(SETTINGS, optimizer=optimizer)
+    with process("cpu", precision) as machine:
+        train(whole, tmp_path / "whole", machine=machine, settings=settings)
+    with pytest.raises(SystemExit) as exit, process("cpu", precision) as machine:
+        run_command(lambda: train(first, tmp_path / "parts", machine=machine, settings=settings))
     assert exit.value.code == 128 + signal.SIGTERM and first.steps == 23  # the step was finished
-    train(second, tmp_path / "parts")
+    told, stopped = [line for line in capfd.readouterr().err.splitlines() if "stop" in line]
+    assert told == "stopping: this step is saved first; a second signal stops at once"
+    assert stopped == "stopped after step 23 of line; resume it with --resume latest"
+    with process("cpu", precision) as machine:
+        train(second, tmp_path / "parts", machine=machine, settings=settings)
     assert second.steps == 60 - 23
     assert torch.equal(whole.w, second.w)
+    states = [tmp_path / f / "checkpoint-60" / "state.safetensors" for f in ("whole", "parts")]
+    assert files.sha256(states[0]) == files.sha256(states[1])
     losses = [losses_of(tmp_path / folder) for folder in ("whole", "parts")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     train(third := Regression(), tmp_path / "parts")
@@ -177,6 +190,7 @@ def test_a_signal_ends_a_command_at_once_but_for_what_is_held():
     with pytest.raises(Stopped) as stopped, process("cpu"):
         kill(0)
     assert stopped.value.number == signal.SIGTERM
+    assert str(stopped.value) == "stopped; what was saved before stays"
     done = []
     with pytest.raises(Stopped, match="saved"), process("cpu") as machine:
         with machine.stop.hold():
@@ -194,6 +208,20 @@ def test_a_signal_while_the_first_step_compiles_stops_at_once(tmp_path):
         train(stage, tmp_path, machine=replace(machine, compile=True))
     assert stage.steps == step  # the step was not finished
     assert Checkpoints(tmp_path).numbers() == []
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = """
+import os, signal
+from tinyldm.training.machine import process
+with process("cpu") as machine, machine.stop.hold():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("held", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("never")
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert child.returncode == -signal.SIGINT and child.stdout == "held\n"
 
 
 def test_the_process_is_as_before_once_a_command_ends():
