@@ -562,7 +562,7 @@ args = sys.argv[1:]
 folder = pathlib.Path(__file__).parent
 with open(folder / "calls", "a") as calls:
     print(*args, file=calls)
-if (folder / "fail").exists() and (folder / "fail").read_text() in args[0]:
+if (folder / "fail").exists() and (folder / "fail").read_text() in " ".join(args[:2]):
     sys.exit(2)
 out = pathlib.Path(args[args.index("--out") + 1]) if "--out" in args else None
 if args[0].startswith("train_"):
