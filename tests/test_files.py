@@ -30,7 +30,13 @@ from tinyldm.support.decode import decode
 from tinyldm.support.errors import UserError
 from tinyldm.support.sealed import Sealed, is_sealed, seal
 from tinyldm.text import TextConfig
-from tinyldm.training.networks import load_base, load_control, save_base, save_control
+from tinyldm.training.networks import (
+    base_checksum,
+    load_base,
+    load_control,
+    save_base,
+    save_control,
+)
 from tinyldm.training.presets import BASE_PRESETS
 from tinyldm.training.run_folder import data_settings
 from tinyldm.unet import UNetConfig
@@ -355,7 +361,7 @@ def resealed(folder: Path, name: str) -> None:
     if folder.name == "base":
         control = folder.parent / "control"
         config = json.loads((control / "config.json").read_text())
-        config["base_sha256"] = Sealed(folder, "").identity
+        config["base_sha256"] = base_checksum(folder)
         files.write_json(control / "config.json", config)
         resealed(control, "config.json")
 
@@ -514,6 +520,17 @@ def test_every_file_of_a_base_belongs_to_its_identity(run, tmp_path):
         save_base(base, ldm)
         with pytest.raises(UserError, match=r"trained on another base .* --transfer"):
             load_control(tmp_path / name / "control", base, ldm)
+
+
+def test_a_base_is_the_same_wherever_and_by_whatever_flags_it_was_trained(run, tmp_path):
+    shutil.copytree(run, tmp_path / "x")
+    base = tmp_path / "x" / "base"
+    chosen = json.loads((base / "settings.json").read_text()) | {"out": "elsewhere"}
+    files.write_json(base / "settings.json", chosen)
+    ldm = load_base(base)
+    save_base(base, ldm)
+    assert base_checksum(base) == base_checksum(run / "base")
+    load_control(run / "control", base, ldm)
 
 
 def test_a_control_on_another_base_needs_transfer_which_says_so(run, tmp_path, capsys):

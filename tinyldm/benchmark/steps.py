@@ -24,7 +24,7 @@ from tinyldm.diffusers_io.configurations import (
 from tinyldm.diffusion import SAMPLERS, EpsFn, Schedule, diffusion_loss, guided
 from tinyldm.ldm import Control, bind, last
 from tinyldm.training.ema import EMA
-from tinyldm.training.fit import gradient
+from tinyldm.training.fit import gradient, take_step
 from tinyldm.training.machine import Machine
 from tinyldm.training.optimizer import build_optimizer
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
@@ -182,7 +182,7 @@ class Step:
         with self.machine.autocast():
             loss = self.loss()
         gradient(loss, self.optimizer, CLIP)
-        self.optimizer.step()
+        take_step(self.optimizer, LR)
         if self.ema:
             self.ema.update(1)
 

@@ -1,5 +1,6 @@
 """Folders with a manifest.json: written last, it holds the checksum of every file that is read from them."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,10 +49,10 @@ class Sealed:
         with files.expecting("a manifest", path, self.remedy):
             object.__setattr__(self, "manifest", decode(Manifest, content))
 
-    @property
-    def identity(self) -> str:
-        """The checksum of the manifest, and so of all that it lists."""
-        return files.sha256(self.folder / MANIFEST)
+    def identity(self, *without: str) -> str:
+        """A checksum of the checksums of all files but these."""
+        sums = {k: v for k, v in self.manifest.sha256.items() if k not in without}
+        return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
     def checksum(self, name: str) -> str:
         """That of a file. Raises UserError if it is not listed."""

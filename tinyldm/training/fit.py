@@ -43,19 +43,28 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-@torch.no_grad()
-def log_validation(log: Log, step: int, loss_fn: LossFn, batch: tuple) -> None:
-    """Log the loss of a fixed batch, with the same noise and timesteps every time."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        log.write(log.entry(step=step, validation_loss=loss_fn(*batch).item()))
+def look(
+    log: Log, step: int, loss_fn: LossFn, batch: tuple, preview: Callable[[int], None]
+) -> None:
+    """Log the loss of a fixed batch, if there is one, with the same noise every time; call `preview`."""
+    if batch:
+        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(0)
+            log.write(log.entry(step=step, validation_loss=loss_fn(*batch).item()))
+    preview(step)
 
 
 def gradient(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
     """Leave the gradient of `loss` in the parameters, clipped to norm `clip`; its norm before that, ()."""
-    optimizer.zero_grad()
     loss.backward()
     return nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
+
+
+def take_step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """One step with this learning rate; the gradients are used up."""
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def fit(
@@ -73,10 +82,9 @@ def fit(
 ) -> None:
     """Minimise `loss_fn(*batch) -> ()` over batches of `data`; leave the averaged weights in `networks`.
 
-    Trains what is not frozen. Logs into metrics.jsonl of the run folder. Every `preview_every` steps, with the
-    averaged weights, logs the loss of the batch `validation` and calls `preview`. Saves and resumes by
-    `checkpoints`, bit for bit: a step is a function of (seed, step). Raises UserError if a loss or a gradient
-    is not finite, before the step is taken, and Stopped on a signal, once the step is saved.
+    Trains what is not frozen. Logs into metrics.jsonl of the run folder; every `preview_every` steps looks at
+    the averaged weights. Saves and resumes by `checkpoints`, bit for bit: a step is a function of (seed, step).
+    Raises UserError before a step whose gradient is not finite, and Stopped on a signal, once a step is saved.
     """
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     ema, steps = EMA(parameters, settings.ema), settings.steps
@@ -94,21 +102,16 @@ def fit(
                 loss = loss_fn(*machine.load(batch))
             norm = gradient(loss, optimizer, settings.clip)
             log.check(loss, norm, done, lr)
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
+            take_step(optimizer, lr)
             ema.update(step)
             log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
             if done == steps or done % settings.preview_every == 0:
                 with ema.applied(), torch.compiler.set_stance("force_eager"):
-                    if validation:
-                        log_validation(log, done, loss_fn, machine.load(validation))
-                    preview(done)
+                    look(log, done, loss_fn, machine.load(validation), preview)
             if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
                 checkpoints.save(state, log, done)
         if saving:
-            machine.stop.check(
-                f"stopped after step {done} of {name}; resume it with --resume latest"
-            )
+            machine.stop.check(f"stopped after step {done} of {name}; --resume latest resumes it")
     checkpoints.before += steps
     ema.copy_to_parameters()

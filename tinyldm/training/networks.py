@@ -152,8 +152,8 @@ def load_base(folder: Path) -> LatentDiffusion:
 
 
 def base_checksum(folder: Path) -> str:
-    """What identifies a base: the checksum of its manifest, and so of all its files. Raises UserError."""
-    return Sealed(folder, NO_BASE).identity
+    """What identifies a base: a checksum of config, vocabulary and all weights. Raises UserError."""
+    return Sealed(folder, NO_BASE).identity(SETTINGS, LATENTS)
 
 
 def save_control(folder: Path, controlnet: ControlNet, condition: str, base: Path) -> None:
