@@ -68,6 +68,7 @@ def test_a_head_is_a_norm_silu_and_a_convolution(eps):
     x = 0.01 * noise(2, 8, 5, 6)  # small, so that eps is seen
     expected = convolved(F.silu(normed(x, module[0], 4, eps)), module[2])
     torch.testing.assert_close(module(x), expected, **CLOSE)
+    assert expected.shape == (2, 3, 5, 6) and module[2].kernel_size == (3, 3)
 
 
 @pytest.mark.parametrize("c_out", [4, 6])
@@ -83,6 +84,7 @@ def test_a_res_block_adds_two_convolutions_and_the_time_to_its_input(c_out, t_wi
     skip = x if c_out == 4 else convolved(x, block.skip, padding=0)
     torch.testing.assert_close(block(x, t_emb) if t_width else block(x), skip + y, **CLOSE)
     assert (block.time is None) == (t_width == 0)
+    assert block.conv1.kernel_size == block.conv2.kernel_size == (3, 3)
 
 
 def test_the_second_norm_of_a_res_block_has_the_same_eps():
@@ -155,6 +157,7 @@ def test_down_is_every_second_position_of_a_convolution_and_up_repeats_each():
     torch.testing.assert_close(down(x), convolved(x, down.conv)[:, :, ::2, ::2], **CLOSE)
     repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     torch.testing.assert_close(up(x), convolved(repeated, up.conv), **CLOSE)
+    assert down.conv.kernel_size == up.conv.kernel_size == (3, 3)
 
 
 # ---------------------------------------------------------------- the U-Net
@@ -199,7 +202,7 @@ def test_a_number_may_be_its_smallest_and_no_less():
     for name, value in (("a", 0), ("b", (3, 1)), ("b", ())):
         with pytest.raises(ValueError, match=f"^{name} "):
             check(SimpleNamespace(**{"a": 1, "b": (2,), name: value}), a=1, b=2)
-    with pytest.raises(ValueError, match=r"^b \(\): must be at least 0$"):
+    with pytest.raises(ValueError, match=r"^b \(\): must be"):
         check(SimpleNamespace(b=()), b=0)  # nothing is less than anything
 
 
@@ -227,7 +230,7 @@ def test_the_smallest_sizes_are_allowed(config):
 
 @pytest.mark.parametrize(("config", "name", "value"), TOO_SMALL)
 def test_smaller_ones_are_named(config, name, value):
-    with pytest.raises(ValueError, match=f"^{name} .*: must be at least"):
+    with pytest.raises(ValueError, match=f"^{name} .*: must be "):
         config(**{**SMALLEST[config], name: value})
 
 
