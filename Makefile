@@ -2,13 +2,11 @@
 # An interrupted `make run` resumes where it stopped; `make clean-runs run` starts over.
 PYTHON ?= python3
 RUNS ?= runs
-EACH ?= 20
-SEED ?= 0
 BIN := .venv/bin
 finished = $(wildcard $(RUNS)/$(1)/config.json)
 resume = $(if $(finished),--overwrite,$(if $(wildcard $(RUNS)/$(1)/settings.json),--resume))
 
-.PHONY: run test claims mutants clean-runs clean
+.PHONY: run test claims clean-runs clean
 
 run: $(RUNS)/samples.png $(RUNS)/evaluation.json  ## data, base, ControlNet, evaluation table and pictures, into runs/
 
@@ -37,7 +35,10 @@ test: .venv/ready  ## lint, imports between the rooms, types, and the default te
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-mutants: .venv/mutants  ## the tests, tested: ONLY=tinyldm/diffusion.py EACH=20 SEED=0; hours for every module
+.PHONY: mutants
+EACH ?= 20
+SEED ?= 0
+mutants: .venv/mutants  ## the tests, tested; ONLY=tinyldm/diffusion.py is minutes, all modules are hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --each $(EACH) --seed $(SEED) --out mutants-report.md \
 		$(if $(ONLY),--only $(ONLY))
 

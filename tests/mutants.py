@@ -60,14 +60,15 @@ class RemoveArgument(Operator):
 
 
 class RemoveStatement(RemoveArgument):
-    """f(x) -> pass: a call that stands alone is not made."""
+    """f(x) -> lambda: f(x): a call that stands alone is not made."""
 
     def mutation_positions(self, node: Any) -> Iterator[tuple]:
         if node.type == "atom_expr" and node.parent.type == "simple_stmt":
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
-        return Keyword("pass", node.start_pos, prefix=node.get_first_leaf().prefix)
+        code = node.get_code(include_prefix=False)
+        return Keyword(f"lambda: {code}", node.start_pos, prefix=node.get_first_leaf().prefix)
 
 
 class Mutant(NamedTuple):
@@ -174,8 +175,8 @@ def run(mutant: Mutant) -> Result:
             outcome = run_tests(command(mutant.tests), mutant.timeout)[0].value
     lines = difflib.ndiff(before.splitlines(), after.splitlines())
     diff = tuple(line for line in lines if line[0] in "+-")
-    entries = [f"`{mutant.path}`: `{line[2:].strip()}`" for line in diff if line[0] == "+"]
-    if outcome == "survived" and any(entry in ACCEPTED.read_text() for entry in entries):
+    entry = f"`{mutant.path}`: `{min(diff)[2:].strip()}`"  # the new line, or the one removed
+    if outcome == "survived" and entry in ACCEPTED.read_text():
         outcome = "accepted"
     return Result(mutant, outcome, diff)
 
