@@ -30,6 +30,7 @@ from parso.python.tree import Keyword
 
 ROOT = Path(__file__).parents[1]
 ACCEPTED = ROOT / "tests" / "mutants.md"
+UNSEEN = ("strict", "device", "verbose", "desc", "unit")  # arguments that change no number on a CPU
 LEFT_OUT = (".*", "runs", "results", "__pycache__", "*.egg-info")  # of the copies
 GROUPS = ("method", "training", "data", "evaluate", "commands", "support")
 COMMANDS = (("tinyldm", "sample.py"), ("evaluate", "__main__.py"))
@@ -95,11 +96,12 @@ def operators() -> dict[str, Operator]:
 
 
 def says_nothing(node: Any) -> bool:
-    """Is this an annotation, the message of an error, or what runs a script?"""
+    """Is this an annotation, the message of an error, what runs a script, or an argument of UNSEEN?"""
     while parent := node.parent:
         annotated = parent.type == "annassign" and node is parent.children[1]
         returned = parent.type == "funcdef" and node is parent.annotation
-        if annotated or returned or parent.type in ("tfpdef", "raise_stmt"):
+        unseen = node.type == "argument" and node.children[0].get_code(False) in UNSEEN
+        if annotated or returned or unseen or parent.type in ("tfpdef", "raise_stmt"):
             return True
         if parent.type == "if_stmt" and "__name__" in parent.children[1].get_code():
             return True

@@ -383,6 +383,19 @@ def test_scenes_are_one_figure_in_the_middle_or_two_that_stand_as_the_caption_sa
     assert seen == set(relations)
 
 
+def test_colours_in_rgb_look_like_their_words():
+    """Which of red, green and blue are strong in a colour: "red" and "blue" are not swapped."""
+    strong = {"red": "r", "green": "g", "blue": "b", "yellow": "rg", "purple": "rb", "white": "rgb"}
+    for word, rgb in COLOURS.items():
+        assert (
+            "".join(c for c, v in zip("rgb", rgb, strict=True) if v > 0.6 * max(rgb))
+            == strong[word]
+        )
+    assert max(BACKGROUNDS["black"]) < 20 and set(BACKGROUNDS["grey"]) == {120}
+    red, green, blue = BACKGROUNDS["brown"]
+    assert red > green > blue
+
+
 def test_every_shape_colour_and_background_is_drawn_as_often_as_the_others():
     scenes = [random_scene(np.random.default_rng(i)) for i in range(3000)]
     figures = [figure for scene in scenes for figure in scene.figures]
