@@ -30,7 +30,14 @@ from parso.python.tree import Keyword
 
 ROOT = Path(__file__).parents[1]
 ACCEPTED = ROOT / "tests" / "mutants.md"
-UNSEEN = ("strict", "device", "verbose", "desc", "unit")  # arguments that change no number on a CPU
+UNSEEN = (
+    "strict",
+    "device",
+    "verbose",
+    "desc",
+    "unit",
+    "unit_scale",
+)  # arguments that change no number on a CPU
 LEFT_OUT = (".*", "runs", "results", "__pycache__", "*.egg-info")  # of the copies
 GROUPS = ("method", "training", "data", "evaluate", "commands", "support")
 COMMANDS = (("tinyldm", "sample.py"), ("evaluate", "__main__.py"))

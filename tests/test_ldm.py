@@ -175,6 +175,13 @@ def test_generate_hands_its_settings_to_the_sampler(ldm, monkeypatch):
     torch.testing.assert_close(eps_fn(z_T, t), null + 2 * (prompted - null))
 
 
+def test_generating_needs_no_gradients(ldm):
+    ldm.requires_grad_(True)
+    assert not any(z.requires_grad for z in generate(ldm, ["a ring"], steps=2))
+    ldm.vae.set_scale(ldm.vae.encode(torch.rand(2, 1, 32, 32)))
+    assert not ldm.vae.scale.requires_grad
+
+
 def test_one_prompt_among_empty_ones_is_enough_for_guidance(ldm):
     calls = []
     ldm.unet.register_forward_pre_hook(lambda module, args: calls.append(args))
