@@ -30,6 +30,7 @@ from parso.python.tree import Keyword
 
 ROOT = Path(__file__).parents[1]
 ACCEPTED = ROOT / "tests" / "mutants.md"
+# Arguments that change no number on a CPU: checks, devices, bars, how a picture looks.
 UNSEEN = (
     "strict",
     "device",
@@ -37,7 +38,10 @@ UNSEEN = (
     "desc",
     "unit",
     "unit_scale",
-)  # arguments that change no number on a CPU
+    "save_cpu_ram",
+    "figsize",
+    "dpi",
+)
 LEFT_OUT = (".*", "runs", "results", "__pycache__", "*.egg-info")  # of the copies
 GROUPS = ("method", "training", "data", "evaluate", "commands", "support")
 COMMANDS = (("tinyldm", "sample.py"), ("evaluate", "__main__.py"))
@@ -183,7 +187,7 @@ def run(mutant: Mutant) -> Result:
         if mutant.tests:
             outcome = run_tests(command(mutant.tests), mutant.timeout)[0].value
     lines = difflib.ndiff(before.splitlines(), after.splitlines())
-    diff = tuple(line for line in lines if line[0] in "+-")
+    diff = tuple(line for line in lines if line[0] in "+-" and line[2:].strip())
     entry = f"`{mutant.path}`: `{min(diff)[2:].strip()}`"  # the new line, or the one removed
     if outcome == "survived" and entry in ACCEPTED.read_text():
         outcome = "accepted"

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib
 import itertools
+import json
 import struct
 import subprocess
 import urllib.error
@@ -21,6 +22,7 @@ from tinyldm.data.shapes import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT,
+    RADII,
     SHAPES,
     Figure,
     Scene,
@@ -431,6 +433,17 @@ def test_a_scene_is_held_out_for_any_of_its_figures():
     ):
         assert Scene("black", figures, "").held_out == expected
     assert {shape for shape, _ in HELD_OUT} == set(SHAPES)
+
+
+def test_shapes_are_those_that_the_committed_classifier_was_trained_on():
+    """Other colours or other scenes are another dataset: its classifier is then to be trained anew."""
+    rngs = (np.random.default_rng((split, i)) for split in range(3) for i in range(100))
+    captions = [random_scene(rng).caption for rng in rngs]
+    pinned = json.dumps([COLOURS, BACKGROUNDS, RADII, HELD_OUT, captions])
+    assert (
+        sha256(pinned.encode())
+        == "8ce075b03cc1f9f9bc5e5d08c789475d213a0274590a41ac07a2ba9a6836bf28"
+    )
 
 
 def test_labels_of_shapes_are_those_of_the_first_figure_of_the_caption():

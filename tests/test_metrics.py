@@ -32,6 +32,7 @@ from tinyldm.evaluate.panel import Panel, prompt_settings, reconstruct, sample_i
 from tinyldm.evaluate.tables import cell, plain, table
 from tinyldm.ldm import Control, generate, last
 from tinyldm.support import files
+from tinyldm.support.errors import UserError
 
 
 def edges(*points: tuple[int, int]) -> torch.Tensor:
@@ -213,6 +214,7 @@ def test_precision_and_recall_look_at_three_neighbours():
     inside, _ = precision_recall(torch.cat([between[:1], far]), line)
     outside, _ = precision_recall(torch.cat([between[1:], far]), line)
     assert (inside, outside) == (0.25, 0)
+    assert precision_recall(torch.cat([between[:1], far]), line, neighbours=2)[0] == 0
 
 
 def test_different_is_symmetric_and_partners_depend_on_the_seed():
@@ -362,11 +364,33 @@ def test_a_point_of_the_curve_counts_the_minutes_of_the_three_trainings(tmp_path
     assert point(tmp_path / "a.json") == {**expected, "acc": 0.9, "ce": 0.87}
 
 
+def test_a_comparison_prints_its_points_by_minutes_then_their_spread(tmp_path, monkeypatch, capfd):
+    for name, minutes, gain_of_it in (("b", 9.0, 0.8), ("a", 3.0, 0.6)):
+        content = evaluation()
+        content["seconds"]["base"] += 60 * (minutes - 3)
+        content["control"]["perfect"] |= {"gain": gain_of_it, "gain_interval": [0.5, 0.9]}
+        files.write_json(tmp_path / f"{name}.json", content)
+    monkeypatch.setattr("tinyldm.evaluate.compare.draw", lambda points, out: None)
+    paths = [tmp_path / "b.json", tmp_path / "a.json"]
+    compare(paths, tmp_path / "curve.png")
+    points = [point(path) for path in reversed(paths)]
+    both = {"minutes": Estimate(6.0, 3.0, 9.0), "gain": Estimate(0.7, 0.6, 0.8)}
+    same = {k: Estimate(*[points[0][k]] * 3) for k in ("fd", "base_fd", "acc", "ce")}
+    over = "Over these runs, mean [smallest, largest]:"
+    printed = [table(points), over, table([both | same])]
+    assert capfd.readouterr().out.strip().split("\n\n") == printed
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--plot"):
+        compare(paths, tmp_path / "file" / "curve.png")
+    assert capfd.readouterr().out == ""
+
+
 def test_curves_are_drawn_over_minutes_with_the_ends_of_their_intervals(tmp_path, monkeypatch):
     files.write_json(tmp_path / "a.json", evaluation())
     drawn, pyplot = [], pytest.importorskip("matplotlib.pyplot")
     axes = pytest.importorskip("matplotlib.axes").Axes
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    closed: list = []
+    monkeypatch.setattr(pyplot, "close", closed.append)
     errorbar = axes.errorbar
 
     def watch(self, x, y, errors, fmt, capsize, label):
@@ -374,8 +398,9 @@ def test_curves_are_drawn_over_minutes_with_the_ends_of_their_intervals(tmp_path
         return errorbar(self, x, y, errors, fmt=fmt, capsize=capsize, label=label)
 
     monkeypatch.setattr(axes, "errorbar", watch)
-    compare([tmp_path / "a.json"] * 2, tmp_path / "deep" / "curve.png")
-    assert (tmp_path / "deep" / "curve.png").exists()
+    compare([tmp_path / "a.json"] * 2, tmp_path / "deep" / "down" / "curve.png")
+    assert (tmp_path / "deep" / "down" / "curve.png").exists()
+    assert closed == [drawn[0][0].figure]  # many curves would fill the memory
     assert [(fmt, name) for *_, fmt, name in drawn] == [c[1:] for cs in CURVES.values() for c in cs]
     values = {"gain": 0.7, "base_fd": 3.0, "fd": 2.0, "acc": 0.9, "ce": 0.87}
     keys = [key for curves in CURVES.values() for key, *_ in curves]
