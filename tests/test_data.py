@@ -16,7 +16,7 @@ import torch
 
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
-from tinyldm.data.dataset import SPLITS, Captions, Columns, to_float, to_uint8
+from tinyldm.data.dataset import SPLITS, Captions, Columns, drop_captions, to_float, to_uint8
 from tinyldm.data.fashion_mnist import read_idx
 from tinyldm.data.shapes import (
     BACKGROUNDS,
@@ -261,6 +261,14 @@ def test_columns_are_indexed_together():
     z, captions = torch.arange(4), Captions([(word,) for word in "abcd"])
     batch = Columns(z, captions)[torch.tensor([3, 1])]
     assert batch[0].tolist() == [3, 1] and batch[1] == ["d", "b"]
+    assert len(Columns(z)) == len(Columns(z, captions)) == 4
+
+
+def test_a_caption_is_dropped_where_the_draw_is_below_the_share(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n: torch.arange(n) / 4)  # 0, 0.25, 0.5, 0.75
+    assert drop_captions("abcd", 0.0) == ["a", "b", "c", "d"]
+    assert drop_captions("abcd", 0.5) == ["", "", "c", "d"]
+    assert drop_captions("abcd", 1.0) == [""] * 4
 
 
 def test_uint8_and_float_are_inverse():
