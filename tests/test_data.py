@@ -208,9 +208,9 @@ def test_the_words_for_a_tone_match_the_brightness_that_is_measured(little_fashi
 
 
 def test_brightness_is_the_mean_over_what_is_not_black():
-    images = torch.zeros(3, 28, 28, dtype=torch.uint8)
-    images[0, :2, :3], images[1, 5, 5], images[1, 5, 6] = 90, 10, 1
-    assert fashion.brightness(images).tolist() == [90, 5.5, 0]
+    images = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    images[0, :2, :3], images[1, 5, 5], images[1, 5, 6], images[2, 5, 5] = 90, 10, 1, 7
+    assert fashion.brightness(images).tolist() == [90, 5.5, 7, 0]
 
 
 def test_garments_of_the_test_split_are_sorted_by_the_thirds_of_the_training_images(monkeypatch):
@@ -245,6 +245,7 @@ def test_garments_are_padded_by_two_and_enlarged_bilinearly():
     expected = torch.nn.functional.interpolate(padded.float(), (64, 64), mode="bilinear")
     enlarged = fashion.enlarge(images, 64)
     assert enlarged.dtype == torch.uint8 and (enlarged - expected).abs().max() <= 1
+    assert all(fashion.enlarge(images, n).shape == (3, 1, n, n) for n in (31, 32, 33))
 
 
 def test_drawing_captions_is_a_function_of_the_global_seed():

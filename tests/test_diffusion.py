@@ -1,5 +1,6 @@
 """X8 and the schedule: identities that need no network. For Gaussian data the exact eps is a closed form."""
 
+from inspect import signature
 from itertools import pairwise
 
 import pytest
@@ -312,6 +313,11 @@ def test_samplers_draw_no_noise_unless_they_are_told_to(sampler):
 def test_ddpm_takes_eta_1_whatever_it_is_told():
     one, two = (last(ddpm(SCHEDULE, exact_eps, noise(5), 5, seeded(3, 5), e)) for e in (0.0, 1.0))
     assert torch.equal(one, two)
+
+
+def test_the_default_eta_tells_what_a_sampler_does():
+    defaults = {name: signature(s).parameters["eta"].default for name, s in SAMPLERS.items()}
+    assert defaults == {"ddpm": 1.0, "ddim": 0.0, "dpm++": 0.0}
 
 
 def test_dpm_solver_is_algorithm_2_of_its_paper():
