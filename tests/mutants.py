@@ -99,6 +99,8 @@ def operators() -> dict[str, Operator]:
 
 def says_nothing(node: Any) -> bool:
     """Is this an annotation, the message of an error, what runs a script, or an argument of UNSEEN?"""
+    if node.type == "operator" and node.parent.type == "parameters":
+        return True  # the star of def f(x, *, y)
     while parent := node.parent:
         annotated = parent.type == "annassign" and node is parent.children[1]
         returned = parent.type == "funcdef" and node is parent.annotation
