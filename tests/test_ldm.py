@@ -8,6 +8,8 @@ from einops import rearrange
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.diffusion import DENSITIES, SAMPLERS, Schedule, ddim, diffusion_loss, guided, seeded
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.text import TextConfig, Tokenizer
+from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAE, VAEConfig, vae_loss
 
 HOW = {"ddpm": {}, "ddim": {"eta": 0.7}, "dpm++": {}}
@@ -173,6 +175,19 @@ def test_generate_hands_its_settings_to_the_sampler(ldm, monkeypatch):
     assert (steps, eta) == (20, 0.0) and torch.equal(z_T, seeded(0, 2)(shape))
     prompted, null = (ldm.eps_fn(captions)(z_T, t) for captions in (prompts, ["", ""]))
     torch.testing.assert_close(eps_fn(z_T, t), null + 2 * (prompted - null))
+
+
+def test_sizes_that_must_agree_are_taken_from_where_they_are_decided():
+    vae = VAE(VAEConfig(latent_channels=3, widths=(8, 8)))
+    tokenizer = Tokenizer.from_captions(["a red circle"], length=7)
+    text = TextConfig(vocabulary=99, length=16, width=24, layers=1, heads=2)
+    unet = UNetConfig(channels=4, widths=(8, 8), attention=(False, True), heads=2, context_width=9)
+    ldm = LatentDiffusion.build(vae, tokenizer, text, unet, 16)
+    assert (ldm.text.config.vocabulary, ldm.text.config.length) == (5, 7)
+    assert (ldm.unet.config.channels, ldm.unet.config.context_width) == (3, 24)
+    assert (ldm.resolution, ldm.latent_shape) == (16, (3, 8, 8))
+    assert ldm.schedule == Schedule() and ldm.vae is vae and ldm.tokenizer is tokenizer
+    assert last(generate(ldm, ["a circle"], steps=1)).shape == (1, 3, 8, 8)
 
 
 def test_generating_needs_no_gradients(ldm):
