@@ -275,4 +275,5 @@ def test_the_sizes_by_default_fit_together():
     vae, text, unet, control = VAEConfig(), TextConfig(), UNetConfig(), ControlNetConfig()
     assert unet.channels == vae.latent_channels == 4 and unet.context_width == text.width == 128
     assert control.hint_channels == vae.image_channels == 1
+    assert text.vocabulary == 0  # words are known from captions alone
     assert len(control.hint_widths) == len(vae.widths) == 3  # both divide the image by 4
