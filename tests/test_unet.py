@@ -1,6 +1,7 @@
 """Every block against torch's functions, written out once more, and the sizes that a configuration takes."""
 
 import math
+from dataclasses import astuple
 from types import SimpleNamespace
 
 import pytest
@@ -275,5 +276,11 @@ def test_the_sizes_by_default_fit_together():
     vae, text, unet, control = VAEConfig(), TextConfig(), UNetConfig(), ControlNetConfig()
     assert unet.channels == vae.latent_channels == 4 and unet.context_width == text.width == 128
     assert control.hint_channels == vae.image_channels == 1
-    assert text.vocabulary == 0  # words are known from captions alone
     assert len(control.hint_widths) == len(vae.widths) == 3  # both divide the image by 4
+
+
+def test_the_published_numbers_are_of_these_sizes():
+    assert astuple(VAEConfig()) == (1, 4, (16, 32, 64), 1)
+    assert astuple(TextConfig()) == (0, 16, 128, 2, 4)
+    assert astuple(UNetConfig()) == (4, (64, 128, 128), 1, (False, True, True), 4, 128)
+    assert astuple(ControlNetConfig()) == (1, (16, 32, 96))
