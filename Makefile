@@ -1,29 +1,26 @@
 # Two commands do everything on a fresh machine:   make run   and   make test
-# An interrupted `make run` resumes where it stopped; `make clean-runs run` starts over.
+# An interrupted `make run` resumes where it stopped, a finished one changes nothing; `make clean-runs run` starts over.
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
-finished = $(wildcard $(RUNS)/$(1)/config.json)
-resume = $(if $(finished),--overwrite,$(if $(wildcard $(RUNS)/$(1)/settings.json),--resume))
+resume = $(if $(wildcard $(RUNS)/$(1)/settings.json),--resume latest)
+shown := evaluation.json samples.png
+trained := $(RUNS)/base/manifest.json $(RUNS)/control/manifest.json
 
-.PHONY: run test claims clean-runs clean
+.PHONY: run show test claims clean-runs clean
 
-run: $(RUNS)/samples.png $(RUNS)/evaluation.json  ## data, base, ControlNet, evaluation table and pictures, into runs/
-
-$(RUNS)/base/config.json: | .venv/ready
+run: .venv/ready  ## data, base, ControlNet, evaluation table and pictures, into runs/
 	$(BIN)/python train_base.py --out $(RUNS)/base $(call resume,base)
-
-$(RUNS)/control/config.json: $(RUNS)/base/config.json
 	$(BIN)/python train_control.py --base $(RUNS)/base --out $(RUNS)/control $(call resume,control)
+	@cat $(trained) | cmp -s - $(RUNS)/.shown && ls $(shown:%=$(RUNS)/%) || $(MAKE) show
 
-$(RUNS)/samples.png: $(RUNS)/control/config.json
-	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $@ \
+show: .venv/ready  ## pictures and evaluation; .shown keeps the checksums of the runs that they are of
+	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $(RUNS)/samples.png \
 		--hint $(foreach name,coat coat bag bag dress ankle-boot,$(RUNS)/control/hints/$(name).png) \
 		--prompt "a photo of a dark coat" "a photo of a light coat" "a photo of a dark bag" "a photo of a grey bag" \
 		"a photo of a light dress" "a photo of a dark ankle boot"
-
-$(RUNS)/evaluation.json: $(RUNS)/control/config.json
-	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $@
+	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $(RUNS)/evaluation.json
+	cat $(trained) > $(RUNS)/.shown
 
 claims: .venv/ready  ## the papers' claims, tested; takes hours, and an interrupted run resumes
 	$(BIN)/python -m tinyldm.claims

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tinyldm.data.dataset import Columns, drop_captions, to_float
 from tinyldm.support.command_line import parse_with_preset, run_command
-from tinyldm.training.caches import encode_all, save_latents
+from tinyldm.training.caches import encode_all
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
 from tinyldm.training.networks import build_base, save_base
 from tinyldm.training.presets import BASE_PRESETS
 from tinyldm.training.previews import watch_samples, watch_vae
-from tinyldm.training.run_folder import finish_run, load_data, open_run
+from tinyldm.training.run_folder import check_out, load_data, open_run
 from tinyldm.training.settings import BaseSettings
 from tinyldm.vae import vae_loss
 
@@ -26,37 +26,37 @@ def main(settings: BaseSettings) -> None:
     """Train the model into the run folder `settings.out`."""
     run, out = settings.run, settings.out
     with process(run.device, run.precision, run.compile) as machine:
+        check_out(settings, machine)
         data, validation = load_data(settings.data, "train", "validation")
-        open_run(out, settings)
         ldm = build_base(settings, data)
         machine.place(ldm)
         machine.compiled(ldm.vae.encoder, ldm.vae.decoder, ldm.unet)
-        minimise = partial(fit, out=out, seed=run.seed, machine=machine)
+        with open_run(settings, machine) as checkpoints:
+            minimise = partial(fit, checkpoints=checkpoints, seed=run.seed, machine=machine)
 
-        # 1. The autoencoder
-        def reconstruction_loss(images: Tensor) -> Tensor:
-            return vae_loss(ldm.vae, to_float(images), settings.kl_weight)
+            # 1. The autoencoder
+            def reconstruction_loss(images: Tensor) -> Tensor:
+                return vae_loss(ldm.vae, to_float(images), settings.kl_weight)
 
-        watch = watch_vae(ldm, validation, out)
-        images = Columns(data.images)
-        minimise(reconstruction_loss, [ldm.vae], images, settings.vae_fit, name="vae", **watch)
+            watch = watch_vae(ldm, validation, out)
+            images = Columns(data.images)
+            minimise(reconstruction_loss, [ldm.vae], images, settings.vae_fit, name="vae", **watch)
 
-        # 2. Its latents, of unit variance; from here on it is frozen
-        ldm.vae.requires_grad_(False)
-        latents = ldm.vae.set_scale(encode_all(ldm.vae, data.images))
+            # 2. Its latents, of unit variance; from here on it is frozen
+            ldm.vae.requires_grad_(False)
+            latents = ldm.vae.set_scale(encode_all(ldm.vae, data.images))
 
-        # 3. Diffusion on them; for guidance, some captions are dropped [CFG, arXiv 2207.12598]
-        def noise_loss(z_0: Tensor, captions: list[str]) -> Tensor:
-            captions = drop_captions(captions, settings.caption_drop)
-            return ldm.loss(z_0, captions, density=settings.t_density)
+            # 3. Diffusion on them; for guidance, some captions are dropped [CFG, arXiv 2207.12598]
+            def noise_loss(z_0: Tensor, captions: list[str]) -> Tensor:
+                captions = drop_captions(captions, settings.caption_drop)
+                return ldm.loss(z_0, captions, density=settings.t_density)
 
-        watch = watch_samples(ldm, validation, out, "base")
-        columns = Columns(latents, data.captions)
-        minimise(noise_loss, [ldm.text, ldm.unet], columns, settings.fit, name="base", **watch)
+            watch = watch_samples(ldm, validation, out, "base")
+            columns = Columns(latents, data.captions)
+            minimise(noise_loss, [ldm.text, ldm.unet], columns, settings.fit, name="base", **watch)
 
-        save_base(out, ldm)
-        save_latents(out, latents)
-    finish_run(out, f"python train_control.py --base {out}")
+            save_base(out, ldm, latents)
+    print(f"{out}: done. Next:\n    python train_control.py --base {out}")
 
 
 if __name__ == "__main__":

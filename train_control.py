@@ -19,10 +19,10 @@ from tinyldm.support.command_line import parse_with_preset, run_command
 from tinyldm.training.caches import cached_latents, hints_of
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
-from tinyldm.training.networks import save_control
+from tinyldm.training.networks import check_levels, save_control
 from tinyldm.training.presets import CONTROL_PRESETS
 from tinyldm.training.previews import PANEL, save_examples, watch_samples
-from tinyldm.training.run_folder import check_levels, finish_run, load_run, open_run
+from tinyldm.training.run_folder import check_out, load_run, open_run
 from tinyldm.training.settings import ControlSettings
 
 
@@ -30,31 +30,32 @@ def main(settings: ControlSettings) -> None:
     """Train a ControlNet for the base `settings.base` into the run folder `settings.out`."""
     run, base, out = settings.run, settings.base, settings.out
     with process(run.device, run.precision, run.compile) as machine:
+        check_out(settings, machine)
         ldm, (data, validation) = load_run(base, "train", "validation")
-        check_levels(settings.hint_widths, ldm, base)
-        open_run(out, settings)
+        config = ControlNetConfig(hint_widths=settings.hint_widths)
+        check_levels("--hint-widths", config, ldm)
         torch.manual_seed(run.seed)
-        controlnet = ControlNet(ldm.unet, ControlNetConfig(hint_widths=settings.hint_widths))
+        controlnet = ControlNet(ldm.unet, config)
         machine.place(ldm, controlnet)
         machine.compiled(ldm.unet, controlnet)
+        with open_run(settings, machine) as checkpoints:
+            condition = CONDITIONS[settings.condition]
+            z_0, hints = cached_latents(base, ldm, data.images), hints_of(condition, data.images)
 
-        condition = CONDITIONS[settings.condition]
-        z_0, hints = cached_latents(base, ldm.vae, data.images), hints_of(condition, data.images)
+            def noise_loss(z_0: Tensor, hint: Tensor, captions: list[str]) -> Tensor:
+                captions = drop_captions(captions, settings.caption_drop)
+                return ldm.loss(z_0, captions, [Control(controlnet, hint)], settings.t_density)
 
-        def noise_loss(z_0: Tensor, hint: Tensor, captions: list[str]) -> Tensor:
-            captions = drop_captions(captions, settings.caption_drop)
-            return ldm.loss(z_0, captions, [Control(controlnet, hint)], settings.t_density)
+            control = Control(controlnet, hints_of(condition, validation.images[:PANEL]))
+            watch = watch_samples(ldm, validation, out, "control", control)
+            columns = Columns(z_0, hints, data.captions)
+            minimise = partial(fit, checkpoints=checkpoints, seed=run.seed, machine=machine)
+            minimise(noise_loss, [controlnet], columns, settings.fit, name="control", **watch)
 
-        control = Control(controlnet, hints_of(condition, validation.images[:PANEL]))
-        watch = watch_samples(ldm, validation, out, "control", control)
-        columns = Columns(z_0, hints, data.captions)
-        minimise = partial(fit, out=out, seed=run.seed, machine=machine)
-        minimise(noise_loss, [controlnet], columns, settings.fit, name="control", **watch)
-
-        hint = save_examples(out / "hints", validation)[0]
-        save_control(out, controlnet, settings.condition, base)
+            hint = save_examples(out / "hints", validation)[0]
+            save_control(out, controlnet, settings.condition, base)
     sample = f"python -m tinyldm.sample --base {base} --control {out} --hint {hint}"
-    finish_run(out, f'{sample} --prompt "{validation.captions.full()[0]}"')
+    print(f'{out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def tests_of(path: str) -> list[str]:
     parent, _, name = module.rpartition(".")
     named = rf"\b{re.escape(module)}\b(?!\.\w)"
     imported = rf"from {re.escape(parent)} import (\w+, )*{name}\b" if parent else named
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted(Path("tests").glob("test_*.py"))
     found = re.compile(f"{named}|{imported}")
     return [f"tests/{file.name}" for file in files if found.search(file.read_text())]
 
@@ -158,16 +158,16 @@ def command(tests: list[str] | tuple[str, ...]) -> str:
 
 def draw(path: str, each: int, seed: int) -> list[Mutant]:
     """This many mutants of a module, with its tests, the quickest first, and three times their time."""
-    found = list(places(ROOT / path))
+    found = list(places(Path(path)))
     drawn = random.Random(f"{seed} {path}").sample(found, min(each, len(found)))
     tests = tuple(sorted(tests_of(path), key=seconds)) if drawn else ()
     return [Mutant(path, *place, tests, 30 + 3 * sum(map(seconds, tests))) for place in drawn]
 
 
-def enter_copy(folder: str) -> None:
-    """Go to a new copy of the tree in this folder, on one thread; a worker does so as it starts."""
+def enter_copy(folder: str, tree: str) -> None:
+    """Go to a new copy of a tree in this folder, on one thread; a worker copies the copy as it starts."""
     copy = Path(tempfile.mkdtemp(dir=folder)) / "tree"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     os.chdir(copy)
 
@@ -188,9 +188,11 @@ def run(mutant: Mutant) -> Result:
 
 
 def tested(mutants: list[Mutant], folder: str) -> Iterator[Result]:
-    """The result of each mutant, by two workers where there are two cores; survivors are told at once."""
+    """The result of each mutant, by two workers where there are two cores; told as they come."""
     workers = min(2, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, initializer=enter_copy, initargs=(folder,)) as pool:
+    with ProcessPoolExecutor(
+        workers, initializer=enter_copy, initargs=(folder, os.getcwd())
+    ) as pool:
         for number, result in enumerate(pool.map(run, mutants), 1):
             path, operator, _, line, *_ = result.mutant
             print(f"{number} {result.outcome} {path}:{line} {operator}", flush=True)
@@ -235,7 +237,7 @@ def main(
     """
     out = out.absolute() if out else None
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        enter_copy(folder)
+        enter_copy(folder, str(ROOT))
         mutants = [mutant for path in only or modules() for mutant in draw(path, each, seed)]
         print(f"{len(mutants)} mutants, at most {each} a module, seed {seed}", flush=True)
         results = [*tested(mutants, folder)]

@@ -27,7 +27,7 @@ from tinyldm.evaluate.__main__ import main as evaluate
 from tinyldm.ldm import generate
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, parse_with_preset, run_command
-from tinyldm.support.errors import UserError
+from tinyldm.support.errors import Finished, UserError
 from tinyldm.support.progress import progress
 from tinyldm.training import previews
 from tinyldm.training.networks import load_base, load_control, save_control
@@ -289,20 +289,17 @@ def test_an_interrupted_run_is_resumed_bit_for_bit_and_with_the_same_settings_on
         patch.setattr(train_base, "drop_captions", None)  # dies when the autoencoder is done
         with pytest.raises(TypeError):
             train_base.main(preset)
-    assert "lr" in error_of(
-        capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume", "--lr", 3
-    )
-    COMMANDS["train_base"](["--preset", "tiny", "--out", str(tmp_path / "base"), "--resume"])
+    resume = ["--preset", "tiny", "--out", tmp_path / "base", "--resume", "latest"]
+    assert "fit.lr: 0.001 then, 3.0 now" in error_of(capfd, "train_base", *resume, "--lr", 3)
+    COMMANDS["train_base"]([str(arg) for arg in resume])
     for name in ("vae", "text", "unet"):
         assert (tmp_path / "base" / f"{name}.safetensors").read_bytes() == (
             runs / "base" / f"{name}.safetensors"
         ).read_bytes()
-    assert "finished" in error_of(
-        capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "base", "--resume"
-    )
-    assert "no run" in error_of(
-        capfd, "train_base", "--preset", "tiny", "--out", tmp_path / "none", "--resume"
-    )
+    with pytest.raises(Finished, match="finished already"):
+        COMMANDS["train_base"]([str(arg) for arg in resume])
+    resume[3] = tmp_path / "none"
+    assert "no run" in error_of(capfd, "train_base", *resume)
 
 
 def test_the_base_is_not_overwritten_by_its_control(capfd, runs):
@@ -326,7 +323,8 @@ def test_a_control_is_not_resumed_on_another_base(capfd, runs, tmp_path):
     settings = json.loads((runs / "control" / "settings.json").read_text()) | {"base_sha256": "0"}
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "settings.json").write_text(json.dumps(settings))
-    args = ["--preset", "tiny", "--base", runs / "base", "--out", tmp_path / "control", "--resume"]
+    args = ["--preset", "tiny", "--base", runs / "base", "--out", tmp_path / "control"]
+    args += ["--resume", "latest"]
     assert "base_sha256" in error_of(capfd, "train_control", *args)
 
 

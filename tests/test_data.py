@@ -1,13 +1,23 @@
 """The readers on small files, good and broken; captions; and that hints belong to their images."""
 
+import contextlib
+import errno
 import gzip
 import hashlib
 import importlib
 import itertools
 import json
+import os
+import signal
+import socket
 import struct
 import subprocess
+import sys
+import tempfile
+import threading
+import time
 import urllib.error
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -37,6 +47,7 @@ fashion = importlib.import_module(
     "tinyldm.data.fashion_mnist"
 )  # the package has a function of that name
 
+ROOT = Path(__file__).parents[1]
 PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8)
 IDX = b"\0\0\x08\x03" + struct.pack(">3i", 2, 3, 4) + PIXELS.tobytes()
 
@@ -106,6 +117,122 @@ def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, mon
     ):
         assert place in str(error.value)
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half-fetched is left
+
+
+def put_in_place(folder, content):
+    """Four files of this content where Fashion-MNIST should be."""
+    folder.mkdir()
+    for name in fashion.FILES:
+        (folder / name).write_bytes(content)
+
+
+def test_files_that_are_not_regular_are_not_fashion_mnist_and_nothing_hangs(tmp_path):
+    for kind, make in (("pipes", os.mkfifo), ("folders", os.mkdir)):
+        (tmp_path / kind).mkdir()
+        for name in fashion.FILES:
+            make(tmp_path / kind / name)
+    (tmp_path / "a file").write_bytes(b"")
+    for name in ("pipes", "folders", "a file", "nothing"):
+        with pytest.raises(UserError, match=f"not readable, in .*{name}.*TINYLDM_DATA.*apt-get"):
+            fashion.find_fashion_mnist(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_read_is_one_clear_error(tmp_path, monkeypatch):
+    def refuse(path, **settings):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    put_in_place(tmp_path / "mine", b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        patch.setattr(Path, "stat", refuse)
+        with pytest.raises(UserError) as error:
+            fashion.find_fashion_mnist(tmp_path / "mine")
+    assert all(word in str(error.value) for word in ("mine", "TINYLDM_DATA", "apt-get"))
+
+
+def test_without_a_home_the_cache_is_among_temporary_files(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert fashion.cache() == Path(tempfile.gettempdir()) / "tinyldm" / "fashion-mnist"
+
+
+@pytest.fixture
+def drip():
+    """The address of a server that sends one byte of an endless file every 20 ms."""
+
+    def serve(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=server.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_drips_and_a_tool_that_crawls_are_given_up(tmp_path, monkeypatch, drip):
+    def trickle(folder):
+        with contextlib.suppress(OSError), open(folder / "package", "wb", buffering=0) as file:
+            while folder.exists():
+                file.write(b"x")
+                time.sleep(0.02)
+
+    monkeypatch.setattr(fashion, "MIRROR", drip)
+    monkeypatch.setattr(fashion, "SILENCE", 0.3)
+    monkeypatch.setattr(fashion, "fetch_from_debian", trickle)
+    started = time.monotonic()
+    failures = fashion.fetch(tmp_path / "cache" / "fashion-mnist")
+    assert time.monotonic() - started < 2
+    assert len(failures) == 2 and all("TimeoutError" in failure for failure in failures)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_slow_download_that_goes_on_is_waited_for(tmp_path, monkeypatch):
+    def slow(folder):
+        for name, content in CONTENTS.items():
+            time.sleep(0.15)
+            (folder / name).write_bytes(content)
+
+    contents = [bytes([i]) * 2**17 for i in range(4)]
+    CONTENTS = dict(zip(fashion.FILES, contents, strict=True))
+    monkeypatch.setattr(fashion, "FILES", {name: sha256(x) for name, x in CONTENTS.items()})
+    monkeypatch.setattr(fashion, "SILENCE", 0.3)
+    monkeypatch.setattr(fashion, "fetch_from_mirror", slow)
+    monkeypatch.setattr(fashion, "read_idx", lambda path, sha256: path.read_bytes())
+    assert fashion.fetch(tmp_path / "fashion-mnist") == []
+    assert fashion.holds_fashion_mnist(tmp_path / "fashion-mnist")
+
+
+def test_a_kill_while_fetching_leaves_nothing_that_is_taken_for_the_data(tmp_path):
+    code = """
+import importlib, os, pathlib, signal, sys
+fashion = importlib.import_module("tinyldm.data.fashion_mnist")
+
+def half(folder):
+    for name in [*fashion.FILES][:4]:
+        (folder / name).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+fashion.fetch_from_mirror = half
+fashion.fetch(pathlib.Path(sys.argv[1]))
+"""
+    folder = tmp_path / "cache" / "fashion-mnist"
+    killed = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, timeout=60)
+    assert killed.returncode == -signal.SIGKILL and not folder.exists()
+    assert len(list(folder.parent.rglob("*idx?-ubyte"))) == 4  # where nobody looks
+    for place in (folder, folder.parent):
+        assert not fashion.holds_fashion_mnist(place)
 
 
 def test_a_named_data_dir_without_the_files_is_an_error_without_looking_elsewhere(

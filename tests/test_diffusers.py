@@ -296,8 +296,8 @@ def runs(tmp_path_factory):
     for network in (ldm.vae, ldm.text, ldm.unet):
         randomise(network, std=0.03)
     ldm.vae.scale.fill_(0.7)
-    save_base(folder / "base", ldm)
     files.write_json(folder / "base" / "settings.json", {})
+    save_base(folder / "base", ldm)
     controlnet = randomise(ControlNet(ldm.unet, HINTS), std=0.03)
     save_control(folder / "control", controlnet, "canny", folder / "base")
     main(Export(folder / "exported", folder / "base", folder / "control"))

@@ -1,17 +1,45 @@
 """Files: whole or not at all, and any bytes are either read or one clear error."""
 
+import json
 import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from conftest import randomise, small_ldm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data.fashion_mnist import read_idx
 from tinyldm.data.pictures import read_image
+from tinyldm.diffusion import Schedule
+from tinyldm.ldm import generate, last
 from tinyldm.support import files
+from tinyldm.support.decode import decode
 from tinyldm.support.errors import UserError
-from tinyldm.training.networks import load_base, load_tokenizer
+from tinyldm.support.sealed import Sealed, is_sealed, seal
+from tinyldm.text import TextConfig
+from tinyldm.training.networks import load_base, load_control, save_base, save_control
+from tinyldm.training.presets import BASE_PRESETS
+from tinyldm.training.run_folder import data_settings
+from tinyldm.unet import UNetConfig
+from tinyldm.vae import VAEConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+# ---------------------------------------------------------------- writing
 
 
 def test_tensors_round_trip_and_obey_the_umask(tmp_path):
@@ -19,8 +47,9 @@ def test_tensors_round_trip_and_obey_the_umask(tmp_path):
         "a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
         "b": torch.arange(3),
     }
-    files.write_tensors(tmp_path / "x", tensors)
-    loaded = files.read_tensors(tmp_path / "x", "")
+    checksum = files.write_tensors(tmp_path / "x", tensors)
+    assert checksum == files.sha256(tmp_path / "x")
+    loaded = files.read_tensors(tmp_path / "x", "", checksum)
     assert loaded.keys() == tensors.keys() and all(
         torch.equal(loaded[k], tensors[k]) for k in tensors
     )
@@ -42,13 +71,118 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path):
+    """The limit on the size of files stands for the disk; it ends a write in the middle."""
+    files.write(tmp_path / "x", b"old")
+    code = """
+import resource, sys
+from pathlib import Path
+from tinyldm.support import files
+from tinyldm.support.command_line import run_command
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+run_command(lambda: files.write(Path(sys.argv[1]), b"new" * 1000))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ") and len(process.stderr.splitlines()) == 1
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_file_and_folder_are_flushed_to_disk_before_and_after_the_new_name(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+
+    def flush(descriptor):
+        order.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("renamed"), replace(a, b)))
+    files.write(tmp_path / "x", b"new")
+    written, renamed, folder = order
+    assert renamed == "renamed" and folder == str(tmp_path)
+    assert written.startswith(f"{tmp_path}/.x.") and written.endswith(".tmp")
+
+
+def test_two_writers_never_share_a_temporary_name(tmp_path):
+    with files.writing(tmp_path / "x") as first, files.writing(tmp_path / "x") as second:
+        assert first != second
+        first.write_bytes(b"1")
+        second.write_bytes(b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyError), files.whole_folder(tmp_path / "x") as folder:
+        (folder / "half").write_bytes(b"1")
+        raise KeyError
+    assert not [*tmp_path.iterdir()]
+    with files.whole_folder(tmp_path / "x") as folder:
+        (folder / "all").write_bytes(b"1")
+        assert not (tmp_path / "x").exists()
+    with pytest.raises(UserError, match="x: cannot be written"), files.whole_folder(tmp_path / "x"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "all").exists()
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    (tmp_path / "deep").mkdir()
+    stale = [
+        files.temporary_name(tmp_path / name)
+        for name in ("a", "deep/b.json", "checkpoint-3", "deep/c")
+    ]
+    for path in stale[:2]:
+        path.write_bytes(b"half")
+    for path in stale[2:]:
+        path.mkdir()
+        (path / "state").write_bytes(b"half")
+    kept = [tmp_path / name for name in ("a", "notes.tmp", ".hidden", "deep/b.json")]
+    for path in kept:
+        path.write_bytes(b"mine")
+    files.sweep(tmp_path)
+    assert not any(path.exists() for path in stale) and all(path.exists() for path in kept)
+
+
+def test_tensors_that_are_not_finite_are_not_written(tmp_path):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"x: not written, since b is not finite"):
+            files.write_tensors(tmp_path / "x", {"a": torch.ones(2), "b": torch.tensor([1, value])})
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_lock_names_its_holder_and_ends_with_the_process(tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+from tinyldm.support import files
+with files.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        busy = rf"^busy \(process {process.pid} on "
+        with pytest.raises(UserError, match=busy), files.locked(tmp_path / "lock", "busy"):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with files.locked(tmp_path / "lock", "busy"):
+        pass
+
+
+# ---------------------------------------------------------------- reading
+
+
 READERS = {
     "tensors": lambda path: files.read_tensors(path, "remedy"),
+    "header": lambda path: files.check_header(path, {"x": (1,)}, "remedy"),
     "json": lambda path: files.read_json(path, "remedy"),
+    "lines": files.read_lines,
     "idx": lambda path: read_idx(path, "0" * 64),
     "picture": lambda path: read_image(path, 1, 32),
-    "vocabulary": load_tokenizer,
-    "config": lambda path: load_base(path.parent),
+    "manifest": lambda path: Sealed(path.parent, "remedy"),
 }
 
 
@@ -56,17 +190,35 @@ READERS = {
 @given(
     content=st.one_of(
         st.binary(max_size=200),
-        st.sampled_from([b"[]", b"{}", b'{"vae": 3}', b"\0" * 8, b"null", b"1"]),
+        st.sampled_from([b"[]", b"{}", b'{"vae": 3}', b"\0" * 8, b"null", b"1", b"[" * 99_999]),
+        st.binary(max_size=40).map(lambda rest: struct.pack("<Q", len(rest)) + rest),
     )
 )
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_are_read_or_are_one_clear_error(tmp_path_factory, name, content):
-    path = tmp_path_factory.getbasetemp() / "config.json"
+    path = tmp_path_factory.getbasetemp() / "manifest.json"
     path.write_bytes(content)
     try:
         READERS[name](path)
     except UserError as error:
-        assert "config.json" in str(error) or "vocabulary.json" in str(error)
+        assert "manifest.json" in str(error)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_or_a_folder_or_nothing_is_one_clear_error_and_no_wait(tmp_path, name):
+    path = tmp_path / "manifest.json"
+    os.mkfifo(path)
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        READERS[name](path)
+    path.unlink()
+    if name != "lines":  # none is an empty log
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            READERS[name](path)
+    path.mkdir()
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        READERS[name](path)
+    assert time.perf_counter() - start < 5
 
 
 def test_a_pickle_is_refused_and_not_executed(tmp_path):
@@ -77,3 +229,307 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path):
     with pytest.raises(UserError, match="safetensors"):
         files.read_tensors(tmp_path / "unet.safetensors", "remedy")
     assert not target.exists()
+
+
+def test_there_is_no_pickle_in_the_source():
+    for path in [*ROOT.glob("tinyldm/**/*.py"), *ROOT.glob("*.py")]:
+        text = path.read_text()
+        text = text.replace("safetensors.torch.load", "")
+        assert not any(word in text for word in ("pickle", "torch.load(", "weights_only")), path
+
+
+# ---------------------------------------------------------------- typed values
+
+
+@dataclass
+class Example:
+    """A field of every kind that a file of ours holds."""
+
+    number: int
+    share: float
+    on: bool
+    word: Literal["a", 1]
+    widths: tuple[int, ...]
+    names: list[str]
+    folder: Path | None
+    config: VAEConfig
+
+
+EXAMPLE = {
+    **{"number": 3, "share": 1, "on": True, "word": "a", "widths": [1, 2], "names": ["x"]},
+    **{"folder": None, "config": asdict(VAEConfig())},
+}
+
+
+def test_a_value_of_json_becomes_what_its_field_says():
+    x = decode(Example, EXAMPLE)
+    assert (x.share, x.widths, x.names) == (1.0, (1, 2), ["x"]) and type(x.share) is float
+    assert x.config == VAEConfig() and x.folder is None
+    assert decode(Example, {**EXAMPLE, "folder": "a/b"}).folder == Path("a/b")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("number", True),
+        ("number", 3.0),
+        ("number", "3"),
+        ("number", None),
+        ("share", float("nan")),
+        ("share", float("inf")),
+        ("share", "1"),
+        ("share", 10**400),
+        ("on", 1),
+        ("word", "b"),
+        ("word", True),
+        ("widths", 3),
+        ("widths", [1, "2"]),
+        ("widths", [[1]]),
+        ("names", "x"),
+        ("names", [None]),
+        ("folder", 3),
+        ("config", None),
+        ("config", {}),
+        ("config", {**asdict(VAEConfig()), "more": 1}),
+        ("config", {**asdict(VAEConfig()), "widths": [0]}),
+        ("config", {**asdict(VAEConfig()), "widths": [10**9]}),
+        ("config", {**asdict(VAEConfig()), "res_blocks": 10**6}),
+        ("config", {**asdict(VAEConfig()), "widths": [8] * 17}),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_refused(field, value):
+    with pytest.raises((ValueError, TypeError, OverflowError), match=r"\w"):
+        decode(Example, {**EXAMPLE, field: value})
+
+
+@given(config=st.sampled_from([VAEConfig(), UNetConfig(), TextConfig(), Schedule(), Schedule(7)]))
+def test_any_config_round_trips_through_json(config):
+    assert decode(type(config), json.loads(json.dumps(asdict(config)))) == config
+
+
+# ---------------------------------------------------------------- sealed folders
+
+
+def test_a_sealed_folder_reads_what_it_lists_and_nothing_that_changed(tmp_path):
+    sums = {"a.json": files.write_json(tmp_path / "a.json", 3)}
+    assert not is_sealed(tmp_path)
+    seal(tmp_path, sums, who="me")
+    sealed = Sealed(tmp_path, "remedy")
+    assert is_sealed(tmp_path) and sealed.manifest.facts == {"who": "me"}
+    assert sealed.decoded("a.json", int) == 3
+    files.write_json(tmp_path / "b.json", 3)
+    with pytest.raises(UserError, match=r"manifest\.json: does not list b\.json; remedy"):
+        sealed.read("b.json")
+    files.write_json(tmp_path / "a.json", 4)
+    for read in (lambda: sealed.read("a.json"), sealed.verify):
+        with pytest.raises(UserError, match=r"a\.json: changed .* checksum differs; remedy"):
+            read()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folders of a base and its control, as the trainings write them."""
+    folder, ldm = tmp_path_factory.mktemp("run"), small_ldm()
+    chosen = json.loads(json.dumps(asdict(BASE_PRESETS["tiny"]), default=str))
+    files.write_json(folder / "base" / "settings.json", chosen)
+    save_base(folder / "base", ldm, torch.randn(4, *ldm.latent_shape))
+    controlnet = randomise(ControlNet(ldm.unet, ControlNetConfig(1, (4, 4, 8))))
+    save_control(folder / "control", controlnet, "canny", folder / "base")
+    return folder
+
+
+def used(folder: Path) -> None:
+    """Everything that is read from the two folders, to the first step of an image."""
+    ldm = load_base(folder / "base")
+    data_settings(folder / "base")
+    load_control(folder / "control", folder / "base", ldm)
+    z = next(generate(ldm, ["a red ring"], steps=2))
+    assert z.isfinite().all()
+
+
+def resealed(folder: Path, name: str) -> None:
+    """Write the checksum of a changed file into the manifest; a control follows its base."""
+    content = json.loads((folder / "manifest.json").read_text())
+    content["sha256"][name] = files.sha256(folder / name)
+    files.write_json(folder / "manifest.json", content)
+    if folder.name == "base":
+        control = folder.parent / "control"
+        config = json.loads((control / "config.json").read_text())
+        config["base_sha256"] = Sealed(folder, "").identity
+        files.write_json(control / "config.json", config)
+        resealed(control, "config.json")
+
+
+VALUES = [
+    *(None, True, -1, 0, 1, 7, 2**31, 10**30, -0.5, 1e308, float("nan"), float("inf")),
+    *("", "canny", "\ud800", [], [1], [10**9], [[]], {}, {"a": 1}),
+]
+
+
+def places(content, path=()):
+    """The path of every value in JSON."""
+    yield path
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in list(items)[:12]:
+            yield from places(value, (*path, key))
+
+
+def tampered(content, rng: random.Random):
+    """A copy of JSON with one value replaced, left out, added, repeated or nested deep."""
+    content = json.loads(json.dumps(content))
+    *above, key = rng.choice([path for path in places(content) if path])
+    holder = content
+    for step in above:
+        holder = holder[step]
+    change = rng.randrange(8)
+    if change == 0:
+        del holder[key]
+    elif change == 1 and isinstance(holder, list):
+        holder.append(holder[0])
+    elif change == 1:
+        holder["more"] = 1
+    elif change == 2:
+        holder[key] = json.loads("[" * 400 + "]" * 400)
+    else:
+        holder[key] = rng.choice([v for v in VALUES if v != holder[key]])
+    return content
+
+
+JSON_FILES = ["base/config.json", "base/vocabulary.json", "base/settings.json"]
+JSON_FILES += ["base/manifest.json", "control/config.json", "control/manifest.json"]
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_tampered_json_is_one_clear_error_two_hundred_and_forty_times(run, tmp_path, name):
+    """As they are, and sealed again as somebody would who means it: then some are just other runs."""
+    rng, original = random.Random(name), json.loads((run / name).read_text())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = 0
+    for i in range(40):
+        folder = tmp_path / str(i)
+        shutil.copytree(run, folder)
+        (folder / name).write_text(json.dumps(tampered(original, rng)))
+        if "manifest" not in name:
+            with pytest.raises(UserError, match=f"{Path(name).name}: changed since it was written"):
+                used(folder)
+            resealed((folder / name).parent, Path(name).name)
+        try:
+            used(folder)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(folder) in str(error)
+        shutil.rmtree(folder)
+    assert refused > 25, refused
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def edit_header(path: Path, change) -> None:
+    """Rewrite the header of a safetensors file."""
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def first_of(header: dict) -> dict:
+    return next(value for key, value in header.items() if key != "__metadata__")
+
+
+WEIGHTS = {
+    "dtype F64": lambda h: first_of(h).update(dtype="F64"),
+    "dtype unknown": lambda h: first_of(h).update(dtype="F8_E8M0"),
+    "dtype I32": lambda h: first_of(h).update(dtype="I32"),  # as long as F32
+    "shape": lambda h: first_of(h).update(shape=[10**9, 10**9]),
+    "shape transposed": lambda h: first_of(h).update(shape=[*first_of(h)["shape"][::-1], 1]),
+    "offsets": lambda h: first_of(h).update(data_offsets=[0, 2**62]),
+    "negative": lambda h: first_of(h).update(data_offsets=[-4, 0]),
+    "renamed": lambda h: h.update(other=h.pop(next(k for k in h if k != "__metadata__"))),
+    "dropped": lambda h: h.pop(next(k for k in h if k != "__metadata__")),
+    "nothing": lambda h: h.clear(),
+}
+
+
+@pytest.mark.parametrize("file", ["base/vae", "base/text", "base/unet", "control/controlnet"])
+def test_weights_that_do_not_fit_are_named_even_if_they_are_sealed(run, tmp_path, file):
+    path = tmp_path / "x" / f"{file}.safetensors"
+    tensors = files.read_tensors(run / f"{file}.safetensors", "")
+    name = next(iter(tensors))
+    wrong = {
+        **{
+            what: (lambda change=change: edit_header(path, change))
+            for what, change in WEIGHTS.items()
+        },
+        "truncated": lambda: path.write_bytes(path.read_bytes()[:-9]),
+        "longer": lambda: path.write_bytes(path.read_bytes() + b"x"),
+        "empty": lambda: path.write_bytes(b""),
+        "a page": lambda: path.write_bytes(b"<html>404</html>"),
+        "missing": path.unlink,
+        "not finite": lambda: path.write_bytes(
+            path.read_bytes()[:-4] + struct.pack("<f", float("nan"))
+        ),
+        "one more": lambda: files.write_tensors(path, tensors | {"more": torch.ones(1)}),
+        "misshaped": lambda: files.write_tensors(path, tensors | {name: tensors[name][None]}),
+    }
+    for what, change in wrong.items():
+        shutil.copytree(run, tmp_path / "x")
+        change()
+        if path.exists():
+            resealed(path.parent, path.name)
+        with pytest.raises(UserError, match=rf"{path.name}.*run folder of a finished") as error:
+            used(tmp_path / "x")
+        if what in ("renamed", "one more", "misshaped"):
+            assert "tensors do not fit" in str(error.value) and "expected" in str(error.value)
+        shutil.rmtree(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["base/vae", "base/text", "base/unet", "base/latents", "control/controlnet"]
+)
+def test_one_flipped_bit_anywhere_in_weights_is_noticed(run, tmp_path, name):
+    shutil.copytree(run, tmp_path / "x")
+    path, rng = tmp_path / "x" / f"{name}.safetensors", random.Random(0)
+    content = path.read_bytes()
+    sealed = Sealed(path.parent, "remedy")
+    for _ in range(20):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=f"{path.name}"):
+            sealed.read(path.name)
+        if name != "base/latents":
+            with pytest.raises(UserError, match=f"{path.name}"):
+                used(tmp_path / "x")
+
+
+def test_every_file_of_a_base_belongs_to_its_identity(run, tmp_path):
+    """So a control notices another vocabulary, autoencoder, schedule or text encoder too."""
+    for name in ("vae", "text", "unet"):
+        shutil.copytree(run, tmp_path / name)
+        base = tmp_path / name / "base"
+        ldm = load_base(base)
+        randomise(getattr(ldm, name), seed=5)
+        save_base(base, ldm)
+        with pytest.raises(UserError, match=r"trained on another base .* --transfer"):
+            load_control(tmp_path / name / "control", base, ldm)
+
+
+def test_a_control_on_another_base_needs_transfer_which_says_so(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "x")
+    ldm = load_base(tmp_path / "x" / "base")
+    save_base(tmp_path / "x" / "base", randomise(ldm, seed=5))
+    folders = tmp_path / "x" / "control", tmp_path / "x" / "base"
+    load_control(*folders, ldm, transfer=True)
+    assert "trained on another base" in capsys.readouterr().err
+    load_control(run / "control", run / "base", ldm, transfer=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_loading_what_was_saved_gives_the_same_image(run):
+    """Networks are built without memory, and filled from the files: nothing may be left out."""
+    ldm = small_ldm()
+    images = [last(generate(m, ["a red ring"], steps=2)) for m in (ldm, load_base(run / "base"))]
+    assert torch.equal(*images)
+    assert not any(p.requires_grad or p.is_meta for p in load_base(run / "base").parameters())

@@ -9,9 +9,9 @@ from tinyldm.blocks import GroupNorm, attend
 from tinyldm.evaluate.compare import compare
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
-from tinyldm.training.caches import cached_latents, save_latents
+from tinyldm.training.caches import cached_latents, encode_all
 from tinyldm.training.machine import pick_precision
-from tinyldm.vae import VAE, VAEConfig
+from tinyldm.training.networks import save_base
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,20 +46,18 @@ def test_precision_is_as_told():
     assert pick_precision("auto", torch.device("meta")) == torch.float32
 
 
-def test_latents_are_kept_for_their_own_autoencoder_and_images_only(tmp_path):
-    vae, images = (
-        VAE(VAEConfig(widths=(8, 16))),
-        torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8),
-    )
-    files.write_tensors(tmp_path / "vae.safetensors", vae.state_dict())
-    encoded = cached_latents(tmp_path, vae, images)
-    kept = torch.zeros_like(encoded)
-    save_latents(tmp_path, kept)
-    assert torch.equal(cached_latents(tmp_path, vae, images), kept)
-    assert torch.equal(cached_latents(tmp_path, vae, images[:4]), encoded[:4])
-    vae.scale *= 2
-    files.write_tensors(tmp_path / "vae.safetensors", vae.state_dict())
-    torch.testing.assert_close(cached_latents(tmp_path, vae, images), 2 * encoded)
+def test_latents_are_kept_with_their_base_and_are_encoded_again_without(tmp_path, ldm):
+    images = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8)
+    kept = torch.rand(6, *ldm.latent_shape)
+    save_base(tmp_path, ldm, kept)
+    assert torch.equal(cached_latents(tmp_path, ldm, images), kept)
+    with pytest.raises(UserError, match=r"latents.*\[6, 4, 8, 8\], expected F32 \[5, 4, 8, 8\]"):
+        cached_latents(tmp_path, ldm, images[:5])
+    files.write_tensors(tmp_path / "latents.safetensors", {"z": torch.zeros_like(kept)})
+    with pytest.raises(UserError, match=r"latents\.safetensors.*checksum"):
+        cached_latents(tmp_path, ldm, images)
+    (tmp_path / "latents.safetensors").unlink()
+    assert torch.equal(cached_latents(tmp_path, ldm, images), encode_all(ldm.vae, images))
 
 
 def evaluation(folder, name: str, minutes: float, gain: float):

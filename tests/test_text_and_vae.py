@@ -7,10 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyldm.sample import unknown_words
-from tinyldm.support import files
-from tinyldm.support.errors import UserError
 from tinyldm.text import TextConfig, TextEncoder, Tokenizer, words
-from tinyldm.training.networks import load_tokenizer
 from tinyldm.vae import VAE, Down, SelfAttention, VAEConfig, vae_loss
 
 TOKENIZER = Tokenizer.from_captions(["A dark T-shirt!", "a light boot"], length=4)
@@ -68,15 +65,10 @@ def test_tokenizer_takes_any_string(caption):
     assert tokens.shape == (1, 4) and tokens.dtype == torch.long and tokens.max() < 7
 
 
-def test_tokenizer_round_trips_through_its_file_and_refuses_others(tmp_path):
-    content = {"length": TOKENIZER.length, "vocabulary": TOKENIZER.vocabulary}
-    files.write_json(tmp_path / "v.json", content)
-    loaded = load_tokenizer(tmp_path / "v.json")
-    assert (loaded.vocabulary, loaded.length) == (TOKENIZER.vocabulary, TOKENIZER.length)
-    (tmp_path / "bad.json").write_text("{")
-    for name in ("bad.json", "missing.json"):
-        with pytest.raises(UserError, match=name):
-            load_tokenizer(tmp_path / name)
+def test_a_vocabulary_has_its_two_special_words_first_and_each_word_once():
+    for wrong in (["a", "b"], [], ["<unk>", "<pad>"], ["<pad>", "<unk>", "a", "a"]):
+        with pytest.raises(ValueError, match="vocabulary"):
+            Tokenizer(wrong, 4)
 
 
 def test_text_encoder_shapes_order_and_padding_matter():

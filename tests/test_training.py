@@ -1,18 +1,23 @@
 """`fit`: data order, schedules, the average of the weights, and that a run is a function of its seed."""
 
+import hashlib
 import json
 import os
 import signal
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from tinyldm.data.dataset import Columns, drop_captions
+from tinyldm.support import files
 from tinyldm.support.command_line import run_command
 from tinyldm.support.errors import Stopped, UserError
+from tinyldm.support.sealed import seal
+from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.ema import EMA
 from tinyldm.training.fit import batch_indices, fit, lr_factor, seed_step
 from tinyldm.training.machine import Machine, pick_device, process
@@ -47,10 +52,17 @@ SETTINGS = FitSettings(
 
 
 def train(stage, out, name="line", data=DATA, settings=SETTINGS, seed=0, machine=None, **more):
-    """`fit` of a module whose forward is its own loss, in channels_last as the commands place it."""
+    """`fit` of a module whose forward is its own loss, in channels_last as the commands place it.
+
+    `out` is a folder, or the checkpoints in it; without more, those of every 30 steps.
+    """
     machine = machine or Machine()
     machine.place(stage)
-    fit(stage, [stage], data, settings, out=out, name=name, seed=seed, machine=machine, **more)
+    saved = out if isinstance(out, Checkpoints) else Checkpoints(out, every=30)
+    fit(
+        *(stage, [stage], data, settings),
+        **{"checkpoints": saved, "name": name, "seed": seed, "machine": machine, **more},
+    )
 
 
 def test_fit_learns_logs_and_previews(tmp_path):
@@ -62,6 +74,12 @@ def test_fit_learns_logs_and_previews(tmp_path):
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert list(losses) == [10, 20, 30, 40, 50, 60] and losses[60] < losses[10] / 10
     assert [line["step"] for line in lines if "validation_loss" in line] == [30, 60]
+
+
+def losses_of(folder):
+    """The losses that metrics.jsonl holds."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
 class Signalled(Regression):
@@ -84,13 +102,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     train(second, tmp_path / "parts")
     assert second.steps == 60 - 23
     assert torch.equal(whole.w, second.w)
-    losses = [
-        [
-            json.loads(line).get("loss")
-            for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        for folder in ("whole", "parts")
-    ]
+    losses = [losses_of(tmp_path / folder) for folder in ("whole", "parts")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     train(third := Regression(), tmp_path / "parts")
     assert third.steps == 0 and torch.equal(
@@ -123,10 +135,11 @@ def test_a_resumed_convolution_keeps_its_moments_in_place(tmp_path, optimizer):
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     train(whole := Convolution(), tmp_path / "whole", "conv", data=data, settings=settings)
+    saved = Checkpoints(tmp_path / "parts", every=5)
     with pytest.raises(InterruptedError):
-        train(Convolution(), tmp_path / "parts", "conv", data=data, settings=settings, preview=die)
+        train(Convolution(), saved, "conv", data=data, settings=settings, preview=die)
     train(second := Convolution(), tmp_path / "parts", "conv", data=data, settings=settings)
-    assert second.steps == 10
+    assert second.steps == 15
     assert torch.equal(whole.conv.weight, second.conv.weight)
 
 
@@ -180,7 +193,7 @@ def test_a_signal_while_the_first_step_compiles_stops_at_once(tmp_path):
     with pytest.raises(Stopped), process("cpu") as machine:
         train(stage, tmp_path, machine=replace(machine, compile=True))
     assert stage.steps == step  # the step was not finished
-    assert not (tmp_path / "line.checkpoint").exists()
+    assert Checkpoints(tmp_path).numbers() == []
 
 
 def test_the_process_is_as_before_once_a_command_ends():
@@ -198,12 +211,99 @@ def test_a_torn_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_damaged_checkpoint_is_a_clear_error(tmp_path):
+def flip(path):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "metrics.jsonl", "manifest.json"])
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b""), Path.unlink])
+def test_a_damaged_checkpoint_is_an_error_if_named_and_else_skipped(tmp_path, capsys, name, damage):
+    train(whole := Regression(), tmp_path)
+    damage(tmp_path / "checkpoint-60" / name)
+    with pytest.raises(UserError, match=r"checkpoint-60/.*--overwrite"):
+        train(Regression(), Checkpoints(tmp_path, at=60))
+    train(again := Regression(), tmp_path)
+    assert "checkpoint-60" in capsys.readouterr().err
+    assert again.steps == 30 and torch.equal(again.w, whole.w)
+
+
+def test_a_checkpoint_that_is_not_there_or_of_another_run_is_no_fresh_start(tmp_path):
+    train(Regression(), Checkpoints(tmp_path, every=30, run="one"))
+    with pytest.raises(UserError, match="checkpoint-45"):
+        train(Regression(), Checkpoints(tmp_path, at=45, run="one"))
+    with pytest.raises(UserError, match="another run"):
+        train(Regression(), Checkpoints(tmp_path, at=30, run="two"))
+    (tmp_path / "checkpoint-30").rename(tmp_path / "checkpoint-31")
+    with pytest.raises(UserError, match="another run or step"):
+        train(Regression(), Checkpoints(tmp_path, at=31, run="one"))
+
+
+def test_a_checkpoint_can_be_chosen_and_the_newest_are_kept(tmp_path):
+    whole, chosen = Regression(), Regression()
+    train(whole, Checkpoints(tmp_path, every=7, limit=3))
+    assert Checkpoints(tmp_path).numbers() == [49, 56, 60]
+    train(chosen, Checkpoints(tmp_path, at=49))
+    assert chosen.steps == 11 and torch.equal(chosen.w, whole.w)
+    assert len(losses_of(tmp_path)) == 6
+
+
+def test_two_trainings_of_a_run_count_their_steps_together(tmp_path):
+    def both(folder, at=None):
+        saved = Checkpoints(folder, every=25, limit=1, at=at)
+        train(first := Regression(), saved, "first")
+        train(second := Regression(), saved, "second", seed=1)
+        return first, second
+
+    (tmp_path / "parts").mkdir()
+    whole = both(tmp_path)
+    assert Checkpoints(tmp_path).numbers() == [60, 120]  # the end of the first is kept
+    (tmp_path / "checkpoint-60").rename(tmp_path / "parts" / "checkpoint-60")
+    parts = both(tmp_path / "parts")
+    assert [network.steps for network in parts] == [0, 60]
+    assert all(torch.equal(a.w, b.w) for a, b in zip(whole, parts, strict=True))
+    files.discard(tmp_path / "parts" / "checkpoint-60")
+    with pytest.raises(UserError, match="checkpoint-60"):  # the second builds on what it held
+        both(tmp_path / "parts")
+
+
+def test_a_checkpoint_is_verified_before_an_old_one_goes(tmp_path, monkeypatch):
+    """A disk that silently keeps something else."""
+    saved, write = Checkpoints(tmp_path, every=30, limit=1), files.write
+
+    def damaged(path, content):
+        write(path, content)
+        if path.name == "state.safetensors" and saved.numbers():
+            path.write_bytes(content[:-1] + b"?")
+        return hashlib.sha256(content).hexdigest()
+
+    monkeypatch.setattr(files, "write", damaged)
+    with pytest.raises(UserError, match="checksum"):
+        train(Regression(), saved)
+    assert 30 in saved.numbers()
+    monkeypatch.undo()
+    train(again := Regression(), tmp_path)
+    assert again.steps == 30
+
+
+def test_the_parts_of_a_checkpoint_have_to_fit(tmp_path):
+    """Sealed again after the change, so that every checksum is right."""
     train(Regression(), tmp_path)
-    path = tmp_path / "line.checkpoint"
-    for content in (b"", path.read_bytes()[:-3]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"line\.checkpoint.*--overwrite"):
+    folder = tmp_path / "checkpoint-60"
+    facts = json.loads((folder / "manifest.json").read_text())["facts"]
+    tensors = files.read_tensors(folder / "state.safetensors", "")
+    for change in (
+        {"weights.0": torch.zeros(())},  # would fill any shape
+        {"weights.0": torch.zeros(1, dtype=torch.float64)},
+        {"weights.1": torch.zeros(1)},
+        {"optimizer.0.exp_avg": torch.zeros(2)},
+    ):
+        files.write_tensors(folder / "state.safetensors", tensors | change)
+        names = "state.safetensors", "metrics.jsonl"
+        seal(folder, {name: files.sha256(folder / name) for name in names}, **facts)
+        with pytest.raises(UserError, match=r"state\.safetensors"):
             train(Regression(), tmp_path)
 
 
@@ -212,23 +312,50 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     for seed in (0, 0, 1):
         stages.append(Regression())
         torch.manual_seed(torch.seed())  # whatever the caller's generator is
-        train(stages[-1], tmp_path, f"line-{len(stages)}", seed=seed)
+        train(stages[-1], tmp_path / f"{len(stages)}", seed=seed)
     assert torch.equal(stages[0].w, stages[1].w)
     assert not torch.equal(stages[0].w, stages[2].w)
 
 
 def test_validation_and_previews_do_not_change_the_training(tmp_path):
     plain, watched = Regression(), Regression()
-    train(plain, tmp_path, "plain")
-    train(watched, tmp_path, "watched", validation=(X, 3 * X), preview=lambda step: torch.rand(3))
+    train(plain, tmp_path / "plain")
+    train(watched, tmp_path / "watched", validation=(X, 3 * X), preview=lambda step: torch.rand(3))
     assert torch.equal(plain.w, watched.w)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate(tmp_path):
     with pytest.raises(
-        UserError, match=r"line: loss is nan by step 20, learning rate .*lower --lr"
+        UserError, match=r"line: loss is nan.* in step 15, learning rate .*lower --lr"
     ):
-        train(Regression(explode_at=15), tmp_path)
+        train(Regression(explode_at=15), Checkpoints(tmp_path, every=7))
+    assert Checkpoints(tmp_path).numbers() == [7, 14]
+    sealed = Checkpoints(tmp_path).open(14)
+    tensors = files.read_tensors(sealed.folder / "state.safetensors", "")
+    assert all(x.isfinite().all() for x in tensors.values())
+
+
+class Cliff(Regression):
+    """Its loss is finite and its gradient is not, from the third step on."""
+
+    def forward(self, x, y):
+        loss = super().forward(x, y)
+        return loss + (self.w * 0).abs().sqrt().sum() if self.steps > 2 else loss
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path):
+    stage = Cliff()
+    with pytest.raises(UserError, match=r"gradient norm .* in step 3"):
+        train(stage, tmp_path)
+    assert stage.w.isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """After a single step that is too long, no loss has shown it yet."""
+    settings = replace(SETTINGS, steps=1, lr=1e38, warmup=0, optimizer="adamw")
+    with pytest.raises(UserError, match="not finite"):
+        train(Regression(), tmp_path, settings=replace(settings, weight_decay=100.0, lr=3e38))
+    assert Checkpoints(tmp_path).numbers() == []
 
 
 def test_noise_is_a_function_of_seed_and_step():

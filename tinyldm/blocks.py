@@ -11,12 +11,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def check(config: object, **smallest: int) -> None:
-    """Raise ValueError, naming the field, if a number of this configuration is below its smallest value."""
+def check(config: object, most: int = 65_536, **smallest: int) -> None:
+    """Raise ValueError, naming the field, for a number of this configuration out of [smallest, most].
+
+    A field may hold one number, or 1 to 16 of them.
+    """
     for name, least in smallest.items():
         value = getattr(config, name)
-        if min(value if isinstance(value, tuple) else (value,), default=-1) < least:
-            raise ValueError(f"{name} {value}: must be at least {least}")
+        values = value if isinstance(value, tuple) else (value,)
+        if not (1 <= len(values) <= 16 and all(least <= x <= most for x in values)):
+            raise ValueError(f"{name} {value}: must be {least} to {most}")
 
 
 def zero(module: nn.Module) -> nn.Module:

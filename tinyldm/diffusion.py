@@ -28,8 +28,10 @@ class Schedule:
     beta_T: float = 0.012
 
     def __post_init__(self) -> None:
-        if not (self.T >= 1 and 0 < self.beta_1 <= self.beta_T < 1):
-            raise ValueError(f"a schedule needs T >= 1, 0 < beta_1 <= beta_T < 1, got {self}")
+        if not (1 <= self.T <= 100_000 and 0 < self.beta_1 <= self.beta_T < 1):
+            raise ValueError(
+                f"a schedule needs 1 <= T <= 100000, 0 < beta_1 <= beta_T < 1, got {self}"
+            )
         betas = torch.linspace(self.beta_1**0.5, self.beta_T**0.5, self.T, dtype=torch.float64) ** 2
         alphas = torch.cat([torch.ones(1, dtype=torch.float64), 1 - betas])
         self.alphas_cumprod = alphas.cumprod(0)  # (T + 1,), float64, on the CPU

@@ -1,6 +1,5 @@
 """`python -m tinyldm.sample`: prompts, and perhaps a hint, to a PNG of images."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.data.conditions import CONDITIONS
-from tinyldm.data.pictures import hint_image, read_image, save_grid
+from tinyldm.data.pictures import hint_image, read_edges, read_image, save_grid
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
@@ -32,6 +31,8 @@ class SampleSettings:
     """Run folder of train_base.py."""
     control: Path | None = None
     """Run folder of train_control.py; needs --hint."""
+    transfer: bool = False
+    """Use the control even if it was trained on another base."""
     hint: tuple[Path, ...] = ()
     """Pictures to take the edges from: one for all prompts, or one for each; needs --control."""
     hint_is_edges: bool = False
@@ -59,7 +60,9 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         within(self, 0, 2**63 - 1, "seed")
-        within(self, 1, math.inf, "num_images", "steps")
+        within(self, 1, 10_000, "num_images", "steps")
+        within(self, 0, 1, "eta")
+        within(self, -1000, 1000, "guidance", "control_scale")
 
 
 def check(settings: SampleSettings) -> None:
@@ -72,6 +75,8 @@ def check(settings: SampleSettings) -> None:
     if len({len(hints), len(prompts)} - {0, 1}) > 1:
         found = f"{len(hints)} --hint and {len(prompts)} --prompt"
         raise UserError(f"{found}: give one of either, or as many")
+    if settings.eta and settings.sampler != "ddim":
+        raise UserError(f"--eta {settings.eta}: only the sampler ddim has it; give --sampler ddim")
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: name a file that ends in .png")
     files.check_writable("--out", out)
@@ -80,12 +85,15 @@ def check(settings: SampleSettings) -> None:
 def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) -> Tensor:
     """A picture's hint, bool (1, 1, H, W), at the resolution of the base."""
     if is_edges:
-        hint = read_image(path, 1, ldm.resolution) > 0  # any edge in a cell, however thin
+        hint = read_edges(path, ldm.resolution)
     else:
         images = read_image(path, ldm.vae.config.image_channels, ldm.resolution)
         hint = CONDITIONS[condition](images)
     if not hint.any():
         print(f"note: {path} has no edges", file=sys.stderr)
+    if is_edges and hint.float().mean() > 0.5:
+        question = "are they black on white? give white edges on black"
+        print(f"note: more than half of {path} is edges; {question}", file=sys.stderr)
     return hint
 
 
@@ -101,7 +109,7 @@ def read_controls(
     """One control for each --hint."""
     if not settings.control:
         return []
-    controlnet, condition = load_control(settings.control, settings.base, ldm)
+    controlnet, condition = load_control(settings.control, settings.base, ldm, settings.transfer)
     machine.place(controlnet)
     hints = [read_hint(p, ldm, condition, settings.hint_is_edges) for p in settings.hint]
     weight = settings.control_scale

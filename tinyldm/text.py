@@ -24,7 +24,8 @@ class TextConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        check(self, length=1, width=2, layers=1, heads=1)
+        check(self, length=1, width=2, heads=1)
+        check(self, most=64, layers=1)
         if self.width % self.heads:
             raise ValueError(f"heads {self.heads}: must divide the width {self.width}")
 
@@ -35,11 +36,13 @@ def words(caption: str) -> list[str]:
 
 
 class Tokenizer:
-    """vocabulary[i] is the word with token i; 0 pads, 1 is an unknown word. Raises ValueError without these."""
+    """vocabulary[i] is the word with token i; 0 pads, 1 is an unknown word. Raises ValueError otherwise."""
 
     def __init__(self, vocabulary: list[str], length: int):
         if vocabulary[:2] != [PAD, UNKNOWN]:
             raise ValueError(f"a vocabulary starts with {PAD!r}, {UNKNOWN!r}, got {vocabulary[:2]}")
+        if len(set(vocabulary)) < len(vocabulary):
+            raise ValueError("a vocabulary has each word once")
         self.vocabulary, self.length = vocabulary, length
         self.token = {word: i for i, word in enumerate(vocabulary)}
 

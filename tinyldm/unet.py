@@ -25,7 +25,8 @@ class UNetConfig:
     context_width: int = 128  # d, of the text encoder
 
     def __post_init__(self) -> None:
-        check(self, channels=1, widths=2, res_blocks=1, heads=1, context_width=1)
+        check(self, channels=1, widths=2, heads=1, context_width=1)
+        check(self, most=64, res_blocks=1)
         if len(self.attention) != len(self.widths):
             raise ValueError(f"attention {self.attention}: give one for each of {self.widths}")
         if self.widths[0] % 2:

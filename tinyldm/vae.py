@@ -21,7 +21,8 @@ class VAEConfig:
     res_blocks: int = 1  # a level on the way down, one more on the way up
 
     def __post_init__(self) -> None:
-        check(self, image_channels=1, latent_channels=1, widths=1, res_blocks=1)
+        check(self, image_channels=1, latent_channels=1, widths=1)
+        check(self, most=64, res_blocks=1)
 
     @property
     def f(self) -> int:  # downsampling factor

@@ -24,7 +24,7 @@ from tinyldm.diffusers_io.configurations import (
 from tinyldm.diffusion import SAMPLERS, EpsFn, Schedule, diffusion_loss, guided
 from tinyldm.ldm import Control, bind, last
 from tinyldm.training.ema import EMA
-from tinyldm.training.fit import update
+from tinyldm.training.fit import gradient
 from tinyldm.training.machine import Machine
 from tinyldm.training.optimizer import build_optimizer
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
@@ -181,7 +181,8 @@ class Step:
     def __call__(self) -> None:
         with self.machine.autocast():
             loss = self.loss()
-        update(loss, self.optimizer, LR, CLIP)
+        gradient(loss, self.optimizer, CLIP)
+        self.optimizer.step()
         if self.ema:
             self.ema.update(1)
 

@@ -14,6 +14,7 @@ from tinyldm.claims.sweep import shares, shuffled
 from tinyldm.data.dataset import Columns
 from tinyldm.data.pictures import hint_image
 from tinyldm.evaluate.judge import Classifier, Judge, classification_loss
+from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.settings import FitSettings
 
@@ -28,7 +29,14 @@ def edge_cnn(lab: Lab) -> Tensor:
     loss = partial(classification_loss, classifier)
 
     def train(folder: Path) -> None:
-        fit(loss, [classifier], columns, how, out=folder, name="edges", seed=0, machine=lab.machine)
+        saved = Checkpoints(folder)
+        fit(
+            *(loss, [classifier], columns, how),
+            checkpoints=saved,
+            name="edges",
+            seed=0,
+            machine=lab.machine,
+        )
 
     lab.trained({"kind": "edge-cnn", **lab.data_key, "fit": asdict(how)}, classifier, train)
     _, seen = Judge(classifier.cpu(), ("class",))(hint_image(lab.panel.hints))

@@ -27,6 +27,7 @@ from tinyldm.evaluate.panel import Panel, reconstruct, sample_images
 from tinyldm.ldm import Control, LatentDiffusion
 from tinyldm.text import Tokenizer
 from tinyldm.training.caches import encode_all, hints_of
+from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import Machine
 from tinyldm.training.settings import FitSettings
@@ -134,7 +135,7 @@ class Lab:
                 [vae],
                 Columns(images),
                 self.settings.vae_fit,
-                out=folder,
+                checkpoints=Checkpoints(folder),
                 name="vae",
                 seed=0,
                 machine=self.machine,
@@ -168,7 +169,7 @@ class Lab:
             [network.requires_grad_(True) for network in (model.ldm.text, model.ldm.unet)],
             Columns(z_0, self.data["train"].captions),
             self.fit_of(arm),
-            out=folder,
+            checkpoints=Checkpoints(folder),
             name="base",
             seed=seed,
             machine=self.machine,
@@ -201,7 +202,7 @@ class Lab:
                 [network],
                 Columns(z_0[:n], hints[:n], Captions(captions[:n])),
                 self.fit_of(arm),
-                out=folder,
+                checkpoints=Checkpoints(folder),
                 name="control",
                 seed=seed,
                 machine=self.machine,

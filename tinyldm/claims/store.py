@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.support import files
+from tinyldm.training.checkpoint import Checkpoints
 
 Key = Mapping[str, Any]  # "kind", and everything else that determines what is stored under it
 
@@ -64,8 +65,7 @@ class Store:
                 }
                 files.write_json(folder / "trained.json", circumstances)
                 files.write_tensors(path, dict(tensors))
-                for checkpoint in folder.glob("*.checkpoint"):
-                    checkpoint.unlink()
+                Checkpoints(folder).clear()
         self.aside += time.perf_counter() - start
         remedy = f"delete {folder}"
         self.trained[folder.name] = files.read_json(folder / "trained.json", remedy)

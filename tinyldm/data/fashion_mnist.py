@@ -8,10 +8,13 @@ import subprocess
 import tempfile
 import urllib.request
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from functools import lru_cache, partial
 from http.client import HTTPException
 from itertools import product
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -29,18 +32,20 @@ FILES = {  # sha256 of the decompressed bytes
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # torchvision's
+SILENCE = 12.0  # seconds without progress that are waited for
 DEBIAN = "apt-get download dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # by that package
 REMEDY = (
-    "give --data-dir a folder with its four idx files (https://github.com/zalandoresearch/fashion-mnist), "
+    "set TINYLDM_DATA, or --data-dir where there is one, to a folder with its four idx files "
+    "(https://github.com/zalandoresearch/fashion-mnist), "
     "or install them with 'apt-get update && apt-get install dataset-fashion-mnist'; "
-    "'--dataset shapes' needs no files"
+    "'train_base.py --dataset shapes' needs no files"
 )
 
 
 def read_idx(path: Path, sha256: str) -> Tensor:
     """The uint8 tensor in PATH or PATH.gz, once its decompressed bytes are checked. Raises UserError."""
-    path = path if path.exists() else path.with_name(f"{path.name}.gz")
+    path = path if os.path.isfile(path) else path.with_name(f"{path.name}.gz")
     content = files.read(path, REMEDY)
     if path.suffix == ".gz":
         with files.expecting("a gzip file", path, REMEDY, zlib.error):
@@ -55,20 +60,28 @@ def read_idx(path: Path, sha256: str) -> Tensor:
 
 
 def cache() -> Path:
-    """Where a fetched copy is kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where a fetched copy is kept; among the system's temporary files if there is no home."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        root = tempfile.gettempdir()
     return Path(root) / "tinyldm" / "fashion-mnist"
 
 
 def holds_fashion_mnist(folder: Path) -> bool:
-    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in FILES)
+    """Whether the four are regular files there; False if the folder cannot be read."""
+    paths = [(folder / name, folder / f"{name}.gz") for name in FILES]
+    return all(any(map(os.path.isfile, either)) for either in paths)
 
 
 def fetch_from_mirror(folder: Path) -> None:
-    """Download the four files from torchvision's mirror; gives up after 10 silent seconds."""
+    """Download the four files from torchvision's mirror."""
     for name in FILES:
-        with urllib.request.urlopen(f"{MIRROR}{name}.gz", timeout=10) as response:
-            files.write(folder / f"{name}.gz", response.read())
+        with (
+            urllib.request.urlopen(f"{MIRROR}{name}.gz", timeout=SILENCE) as response,
+            open(folder / f"{name}.gz", "wb") as file,
+        ):
+            shutil.copyfileobj(response, file)
 
 
 def fetch_from_debian(folder: Path) -> None:
@@ -83,17 +96,46 @@ def fetch_from_debian(folder: Path) -> None:
     shutil.rmtree(folder / "package")
 
 
+def watched(get: Callable[[Path], None], folder: Path) -> None:
+    """Run get(folder) in a thread; raises what that raises.
+
+    Raises TimeoutError, and leaves the thread behind, as soon as the folder grew by less than 64 KiB in
+    SILENCE seconds: so where no network answers it takes that long, and a slow download still ends well.
+    """
+    ended: Future = Future()
+
+    def run() -> None:
+        try:
+            get(folder)
+            ended.set_result(None)
+        except Exception as error:
+            ended.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    size = 0
+    while wait([ended], SILENCE).not_done:
+        before, size = size, sum(map(os.path.getsize, filter(os.path.isfile, folder.iterdir())))
+        if size < before + 2**16:
+            raise TimeoutError
+    ended.result()
+
+
 def fetch(folder: Path) -> list[str]:
-    """Put Fashion-MNIST into `folder`, complete or not at all; returns what was tried, and why it failed."""
+    """Put Fashion-MNIST into `folder`, complete or not at all; returns what was tried, and why it failed.
+
+    Without a network this takes at most SILENCE seconds for each of the two sources.
+    """
     failures: list[str] = []
     for source, get in ((MIRROR, fetch_from_mirror), (DEBIAN, fetch_from_debian)):
         print(f"Fashion-MNIST: fetching from {source}", flush=True)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            with tempfile.TemporaryDirectory(
+                dir=folder.parent, ignore_cleanup_errors=True
+            ) as temporary:
                 part = Path(temporary) / "part"
                 part.mkdir()
-                get(part)
+                watched(get, part)
                 for name, sha256 in FILES.items():
                     read_idx(part / name, sha256)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +165,7 @@ def find_fashion_mnist(data_dir: Path | None = None) -> Path:
     for folder in filter(holds_fashion_mnist, folders):
         return folder
     tried = ", ".join([*map(str, folders), *failures])
-    raise UserError(f"Fashion-MNIST not found in {tried}; {REMEDY}")
+    raise UserError(f"Fashion-MNIST not found, or not readable, in {tried}; {REMEDY}")
 
 
 # ---------------------------------------------------------------- labels and captions

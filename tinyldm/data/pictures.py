@@ -1,6 +1,7 @@
 """Pictures for people: labelled grids of images; and reading whatever picture a user has."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,33 +15,60 @@ from torchvision.utils import make_grid
 
 from tinyldm.data.dataset import to_uint8
 from tinyldm.support import files
+from tinyldm.support.errors import UserError
 
 GAP, LINE = 4, 22  # pixels between tiles, height of a label
 GIVE = "give a PNG or JPEG picture"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # that PIL decodes by itself
+EDGE = 153  # six tenths of white: half of it makes smoothly enlarged edges too wide
 
 
-def tile(x: Tensor, size: int) -> Tensor:
-    """An image (k, H, W) in [-1, 1], enlarged without smoothing, with room for a label: uint8 (3, ...)."""
-    picture, nearest = to_uint8(x).cpu().expand(3, -1, -1), InterpolationMode.NEAREST
+def pixels(path: Path, x: Tensor) -> Tensor:
+    """An image (k, H, W) in [-1, 1] -> uint8 (3, H, W), on the CPU.
+
+    Raises UserError, naming the file that it was meant for, if it is not finite.
+    """
+    if not x.isfinite().all():
+        reason = "the picture is not finite, so it is not written"
+        raise UserError(f"{path}: {reason}; lower --guidance or --control-scale, or train anew")
+    return to_uint8(x).cpu().expand(3, -1, -1)
+
+
+def tile(picture: Tensor, size: int) -> Tensor:
+    """A picture uint8 (3, H, W), enlarged without smoothing, with room for a label."""
+    nearest = InterpolationMode.NEAREST
     picture = transforms.resize(picture, [size, size], interpolation=nearest)
     return transforms.pad(picture, [0, LINE, GAP, GAP], fill=255)
 
 
+def drawable(text: str, length: int) -> str:
+    """The first `length` characters, in one line; "?" for what cannot be drawn: surrogates, controls."""
+    line = " ".join(text[:length].split())
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
 def save_grid(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], size: int = 96) -> None:
-    """Write a PNG with one labelled row of images (k, H, W) in [-1, 1] per entry; make folders."""
+    """Write a PNG with one labelled row of images (k, H, W) in [-1, 1] per entry; make folders.
+
+    Labels may be any text. Raises UserError, and writes nothing, if an image is not finite.
+    """
     columns, blank = max(len(images) for _, images in rows), torch.ones(1, size, size)
     filled = [[*images, *[blank] * (columns - len(images))] for _, images in rows]
-    tiles = [tile(x, size) for images in filled for x in images]
+    tiles = [tile(pixels(path, x), size) for images in filled for x in images]
     canvas = transforms.to_pil_image(make_grid(tiles, columns, padding=0))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for i, (label, _) in enumerate(rows):
-        draw.text((0, i * (LINE + size + GAP) + 1), label, fill="black", font=font)
+        corner = 0, i * (LINE + size + GAP) + 1
+        draw.text(corner, drawable(label, canvas.width), fill="black", font=font)
     write_png(path, canvas)
 
 
 def save_image(path: Path, x: Tensor) -> None:
-    """Write one image (k, H, W) in [-1, 1] as a PNG, pixel by pixel; make folders."""
-    write_png(path, transforms.to_pil_image(to_uint8(x).cpu().expand(3, -1, -1)))
+    """Write one image (k, H, W) in [-1, 1] as a PNG, pixel by pixel; make folders.
+
+    Raises UserError, and writes nothing, if it is not finite.
+    """
+    write_png(path, transforms.to_pil_image(pixels(path, x)))
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
@@ -54,19 +82,44 @@ def hint_image(hint: Tensor) -> Tensor:
     return hint.float() * 2 - 1
 
 
-def read_image(path: Path, channels: int, resolution: int) -> Tensor:
-    """Any picture file -> uint8 (1, k, H, H): its middle square, scaled.
+def read_square(path: Path, channels: int) -> Image.Image:
+    """The middle square of a picture file, grey or RGB. Ignores transparency, applies EXIF rotation.
 
-    Scales by area averaging if that makes it smaller, else bilinearly. Ignores transparency, applies
-    EXIF rotation. Raises UserError if the file is missing or no picture.
+    Raises UserError if it is not a regular file, no picture, or has more than 89 million pixels.
     """
-    broken = SyntaxError, Image.DecompressionBombError
-    with files.expecting("a picture", path, GIVE, *broken), Image.open(path) as opened:
-        if opened.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
-            opened = Image.fromarray((np.asarray(opened) // 257).astype(np.uint8))
-        picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    side = min(picture.size)
-    square = transforms.center_crop(picture, [side, side])
-    box = InterpolationMode.BOX if side > resolution else InterpolationMode.BILINEAR
+    content = io.BytesIO(files.read(path, GIVE))
+    with files.expecting("a picture", path, GIVE, Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a decoder repairs
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        picture = ImageOps.exif_transpose(Image.open(content, formats=FORMATS))
+        if picture.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+            levels = np.asarray(picture) // 257
+            picture = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        picture = picture.convert("L" if channels == 1 else "RGB")
+    return transforms.center_crop(picture, [min(picture.size)] * 2)
+
+
+def read_image(path: Path, channels: int, resolution: int) -> Tensor:
+    """Any picture file -> uint8 (1, k, H, H): its middle square, scaled. Raises UserError.
+
+    Scales by area averaging if that makes it smaller, else bilinearly.
+    """
+    square = read_square(path, channels)
+    box = InterpolationMode.BOX if square.width > resolution else InterpolationMode.BILINEAR
     square = transforms.resize(square, [resolution, resolution], interpolation=box)
     return transforms.pil_to_tensor(square)[None]
+
+
+def read_edges(path: Path, resolution: int) -> Tensor:
+    """A picture of white edges on black -> bool (1, 1, H, H), of its middle square. Raises UserError.
+
+    A pixel that is brighter than EDGE turns on the one cell that it lies in, so lines of any width stay,
+    and a map that was enlarged without smoothing comes back exactly.
+    """
+    square, cells = read_square(path, 1), torch.zeros(1, 1, resolution, resolution) > 0
+    if square.width < resolution:
+        square = square.resize((resolution, resolution), Image.Resampling.NEAREST)
+    where = (transforms.pil_to_tensor(square)[0] > EDGE).nonzero()
+    row, column = ((where + 0.5) * (resolution / square.width)).long().T
+    cells[..., row, column] = True
+    return cells

@@ -4,11 +4,14 @@
 `import FOLDER OUT --base RUN` reads such folders into run folders.
 """
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
+from tinyldm.controlnet import ControlNet
 from tinyldm.diffusers_io.configurations import (
     controlnet_entries,
     scheduler_entries,
@@ -16,10 +19,24 @@ from tinyldm.diffusers_io.configurations import (
     vae_entries,
 )
 from tinyldm.diffusers_io.networks import import_controlnet, import_unet, import_vae, write_folder
+from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
-from tinyldm.training.networks import NO_BASE, load_base, load_control, save_base, save_control
+from tinyldm.support.sealed import Sealed, is_sealed, seal
+from tinyldm.training.networks import (
+    NO_BASE,
+    SETTINGS,
+    load_base,
+    load_control,
+    save_base,
+    save_control,
+)
+
+CHANNELS = (
+    "note: the ControlNet takes hints of {} channel(s): give diffusers' pipeline a tensor (b, 1, H, W), "
+    "0 or 1, and not a picture, which it would make three channels of"
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Export:
     """Write a base, and a ControlNet, as the folders that diffusers' from_pretrained loads."""
 
     out: Positional[Path]
-    """Folder to write unet/, vae/, scheduler/ and controlnet/ into."""
+    """New folder for unet/, vae/, scheduler/ and controlnet/."""
     base: Path = Path("runs/base")
     """Run folder of train_base.py."""
     control: Path | None = None
@@ -47,8 +64,23 @@ class Import:
 
 
 def export_run(settings: Export) -> None:
-    """Write unet/, vae/, scheduler/ and, with a control, controlnet/. Raises UserError."""
-    ldm, out = load_base(settings.base), settings.out
+    """Write unet/, vae/, scheduler/ and, with a control, controlnet/, all or nothing. Raises UserError."""
+    if os.path.lexists(settings.out):
+        raise UserError(f"{settings.out}: exists already; name a new folder")
+    ldm = load_base(settings.base)
+    controlnet = None
+    if settings.control:
+        controlnet, _ = load_control(settings.control, settings.base, ldm)
+    with files.whole_folder(settings.out) as folder:
+        write_folders(folder, ldm, controlnet)
+        written = [path for path in folder.rglob("*") if path.is_file()]
+        seal(folder, {str(path.relative_to(folder)): files.sha256(path) for path in written})
+    if controlnet:
+        print(CHANNELS.format(controlnet.config.hint_channels), file=sys.stderr)
+
+
+def write_folders(out: Path, ldm: LatentDiffusion, controlnet: ControlNet | None) -> None:
+    """Write a model as the folders of diffusers."""
     unet, vae, size = ldm.unet, ldm.vae, ldm.resolution
     extra = {"scaling_factor": vae.scale.item(), "sample_size": size}
     write_folder(out / "vae", {**vae_entries(vae.config), **extra}, vae)
@@ -56,8 +88,7 @@ def export_run(settings: Export) -> None:
     write_folder(out / "unet", {**unet_entries(unet.config), **extra}, unet)
     scheduler = scheduler_entries(ldm.schedule)
     files.write_json(out / "scheduler" / "scheduler_config.json", scheduler)
-    if settings.control:
-        controlnet, _ = load_control(settings.control, settings.base, ldm)
+    if controlnet:
         entries = controlnet_entries(unet.config, controlnet.config)
         write_folder(out / "controlnet", entries, controlnet)
 
@@ -73,19 +104,25 @@ def check_same(what: Path, theirs: object, ours: object, *fields: str) -> None:
 def import_run(settings: Import) -> None:
     """Write OUT/base and, with a controlnet/, OUT/control. Raises UserError if they exist or do not fit."""
     folder, base, control = settings.folder, settings.out / "base", settings.out / "control"
-    ldm = load_base(settings.base)
-    if base.exists() or control.exists():
+    if os.path.lexists(base) or os.path.lexists(control):
         raise UserError(f"{settings.out}: holds runs already; name another folder")
+    if is_sealed(folder):
+        Sealed(folder, "export it again").verify()
+    ldm = load_base(settings.base)
     unet, vae = import_unet(folder / "unet"), import_vae(folder / "vae")
     check_same(folder / "unet", unet.config, ldm.unet.config, "channels", "context_width")
     check_same(folder / "vae", vae.config, ldm.vae.config, "image_channels", "f")
     ldm.unet, ldm.vae = unet, vae
-    save_base(base, ldm)
-    chosen = files.read_json(settings.base / "settings.json", NO_BASE)
-    files.write_json(base / "settings.json", chosen)
+    chosen = Sealed(settings.base, NO_BASE).read(SETTINGS)
+    controlnet = None
     if (folder / "controlnet").exists():
         controlnet = import_controlnet(folder / "controlnet", unet)
-        save_control(control, controlnet, "canny", base)
+    with files.whole_folder(base) as new:
+        files.write(new / SETTINGS, chosen)
+        save_base(new, ldm)
+    if controlnet:
+        with files.whole_folder(control) as new:
+            save_control(new, controlnet, "canny", base)
 
 
 def main(settings: Export | Import) -> None:

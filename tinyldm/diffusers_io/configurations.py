@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyldm.controlnet import ControlNetConfig
 from tinyldm.diffusion import Schedule
 from tinyldm.support import files
-from tinyldm.training.settings import from_json
+from tinyldm.support.decode import decode
 from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
 
@@ -118,7 +119,8 @@ def reading(folder: Path) -> Iterator[Entries]:
 
 def build(kind: type, entries: Entries, keys: dict[str, str], **more: Any) -> Any:
     """Our config of this kind from diffusers' entries. Raises KeyError for one that is absent."""
-    return from_json(kind, {ours: entries[theirs] for ours, theirs in keys.items()} | more)
+    read = {ours: entries[theirs] for ours, theirs in keys.items()}
+    return decode(kind, {**asdict(kind()), **read, **more})
 
 
 def check(entries: Entries, expected: Entries) -> None:

@@ -42,6 +42,7 @@ from tinyldm.training.settings import within
 Row = dict[str, Any]
 Sample = Callable[..., Tensor]  # `sample_images` of the model, with the settings of `generate`
 CHANCE = "chance_"
+FEWEST = 10  # test images
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class EvaluateSettings:
     """Run folder of train_base.py."""
     control: Path | None = None
     """Run folder of train_control.py."""
+    transfer: bool = False
+    """Measure the control even if it was trained on another base."""
     n: int = 500
     """Test images, and so generated images per row of the table."""
     guidance: float = 2.0
@@ -73,9 +76,10 @@ class EvaluateSettings:
     """bf16 samples in bfloat16 by autocast; auto does so where the processor multiplies it natively."""
 
     def __post_init__(self) -> None:
-        within(self, 10, math.inf, "n")
+        within(self, FEWEST, math.inf, "n")
         within(self, 0, 2**62, "seed")
         within(self, 1, math.inf, "steps")
+        within(self, -1000, 1000, "guidance")
 
 
 def distances(features: Tensor, reference: Tensor) -> Row:
@@ -160,7 +164,12 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     ldm, (train, test) = load_run(s.base, "train", "test")
     if s.steps > ldm.schedule.T:
         raise UserError(f"--steps {s.steps}: must be between 1 and {ldm.schedule.T}")
-    controlnet, name = load_control(s.control, s.base, ldm) if s.control else (None, "canny")
+    if len(test) < FEWEST:
+        raise UserError(
+            f"{s.base}: its --limit leaves {len(test)} test images; {FEWEST} are needed"
+        )
+    found = load_control(s.control, s.base, ldm, s.transfer) if s.control else (None, "canny")
+    controlnet, name = found
     machine.place(ldm, *([controlnet] if controlnet else []))
     dataset = dataset_of(s.base)
     panel = Panel(test, load_judge(dataset), CONDITIONS[name], s.n, s.seed)

@@ -22,6 +22,7 @@ from tinyldm.data import load
 from tinyldm.data.dataset import Columns, Dataset, to_float
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
+from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
 from tinyldm.training.networks import load_weights, save_weights
@@ -69,10 +70,12 @@ class Judge:
 def load_judge(dataset: str) -> Judge:
     """The committed classifier of a dataset. Raises UserError if there is none or it is damaged."""
     remedy = f"train it with 'python -m tinyldm.evaluate.judge --dataset {dataset}'"
-    card = files.read_json(FOLDER / f"{dataset}.json", remedy)
-    classifier = Classifier(card["channels"], card["values"])
-    load_weights(FOLDER / f"{dataset}.safetensors", classifier, card["sha256"], remedy)
-    return Judge(classifier.requires_grad_(False), tuple(card["labels"]))
+    path = FOLDER / f"{dataset}.safetensors"
+    card = files.read_json(path.with_suffix(".json"), remedy)
+    with torch.device("meta"):
+        classifier = Classifier(card["channels"], card["values"])
+    judge = load_weights(path, classifier, card["sha256"], remedy)
+    return Judge(judge, tuple(card["labels"]))
 
 
 def classification_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
             [classifier],
             columns,
             settings.fit,
-            out=Path(folder),
+            checkpoints=Checkpoints(Path(folder)),
             name=f"judge {settings.dataset}",
             seed=run.seed,
             machine=machine,

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from tinyldm.support.errors import Stopped, UserError
+from tinyldm.support import streams
+from tinyldm.support.errors import Finished, Stopped, UserError
 
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
@@ -24,6 +25,7 @@ OURS = {  # diffusers' name of a flag -> ours
     "max-grad-norm": "clip",
     "mixed-precision": "precision",
     "output-dir": "out",
+    "resume-from-checkpoint": "resume",
     "pretrained-model-name-or-path": "base",
     "num-inference-steps": "steps",
     "guidance-scale": "guidance",
@@ -95,12 +97,32 @@ def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = Non
     return parse(type(found[name]), found[name], args)
 
 
-def run_command(command: Callable[[], Result]) -> Result:
-    """What a command returns; one line on stderr and exit code 2 for a UserError, 128 + n for signal n."""
+def complaint(error: Exception) -> str:
+    """The line for a UserError, and for memory that ran out; any other error, which is our bug, is raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if ran_out or re.search("DefaultCPUAllocator|can't allocate memory", str(error)):
+        reason = " ".join(str(error).split())[:200]
+        return f"out of memory ({reason}); lower --batch-size or the sizes"
+    raise error
+
+
+def run_command(command: Callable[[], Result]) -> Result | None:
+    """What a command returns, whatever becomes of stdout and stderr.
+
+    One line on stderr and exit code 2 for a UserError and for too little memory, 128 + n for signal n.
+    """
+    streams.guard()
     try:
-        return command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        result = command()
+        streams.check()
+        return result
+    except Finished as finished:
+        print(finished)
+        return None
+    except Exception as error:
+        print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

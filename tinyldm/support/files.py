@@ -4,12 +4,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyldm.support.errors import UserError
@@ -22,45 +26,151 @@ DAMAGE: tuple[type[Exception], ...] = (
     LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,
+    RecursionError,
 )
+MOST_JSON = 2**26  # bytes
+
+# ---------------------------------------------------------------- writing
 
 
-def write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole or not at all: write a sibling, flush it to disk, rename it. Make folders."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def temporary_name(path: Path) -> Path:
+    """A new name beside `path`, which no other process uses and `sweep` recognises."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def sync(folder: Path) -> None:
+    """Flush the entries of a folder to disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a new name, which becomes `path` when all is written; whatever fails, nothing else is left.
+
+    Makes folders above. Raises UserError for what the system refuses.
+    """
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        remove(temporary)
+
+
+def write(path: Path, content: bytes) -> str:
+    """Replace a file as a whole or not at all: write a sibling, flush it to disk, rename it.
+
+    Returns the checksum of the content, as do the other writers.
+    """
+    with writing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder, which gets the name `path` when all is in it. Raises UserError if that is in use."""
+    with writing(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        sync(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def move(folder: Path, new: Path) -> None:
+    """Rename a folder. Raises UserError."""
+    try:
+        os.rename(folder, new)
+        sync(new.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be moved to {new} ({error.strerror})") from error
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there; a kill leaves all of it, or nothing under its name."""
+    if folder.exists():
+        hidden = temporary_name(folder)
+        move(folder, hidden)
+        remove(hidden)
+
+
+def sweep(folder: Path, pattern: str = "*") -> None:
+    """Delete what writers that were killed left in a folder and in those below it."""
+    for path in [*folder.rglob(f".{pattern}.tmp")]:
+        remove(path)
 
 
 def check_writable(flag: str, path: Path) -> None:
     """Raise UserError, naming the flag, unless a file can be written there."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{flag} {path}: cannot be written there")
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on this file; wait for another process that holds it. A dead process holds none."""
+def locked(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold a lock on this file, which a process that dies gives back.
+
+    Waits for another process that holds it, or raises UserError, `busy` and who holds it.
+    """
     import fcntl  # not on Windows, where only this function cannot be used
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(f"{busy} ({file.read().strip()})") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         yield
 
 
-def write_json(path: Path, content: Any) -> None:
-    write(path, (json.dumps(content, indent=1, default=str) + "\n").encode())
+def write_json(path: Path, content: Any) -> str:
+    return write(path, (json.dumps(content, indent=1, default=str) + "\n").encode())
+
+
+def write_lines(path: Path, entries: Iterable[dict]) -> str:
+    """Write a file of JSON lines."""
+    return write(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors as safetensors. Raises UserError, and writes nothing, if one is not finite."""
+    content = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    for name, x in content.items():
+        if not x.isfinite().all():
+            raise UserError(f"{path}: not written, since {name} is not finite; lower --lr")
+    return write(path, safetensors.torch.save(content))
+
+
+# ---------------------------------------------------------------- reading
 
 
 @contextlib.contextmanager
@@ -72,49 +182,81 @@ def expecting(what: str, path: Path, remedy: str, *damage: type[Exception]) -> I
     try:
         yield
     except DAMAGE + damage as error:
-        if cause := getattr(
-            error, "strerror", None
-        ):  # the system's, so it is not about the content
+        if cause := getattr(error, "strerror", None):  # the system's: not about the content
             raise UserError(f"{path}: cannot be read ({cause}); {remedy}") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path}: not {what} ({reason}); {remedy}") from error
 
 
-def read(path: Path, remedy: str) -> bytes:
-    """The content of a file. Raises UserError naming it, with the remedy."""
+def check_regular(path: Path) -> None:
+    """Raise OSError without a file, ValueError for a device or a pipe, whose content might never end."""
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError("a device or a pipe")
+
+
+def read(path: Path, remedy: str, most: int | None = None) -> bytes:
+    """The content of a file, of at most so many bytes. Raises UserError naming it, with the remedy."""
     with expecting("a file", path, remedy):
+        check_regular(path)
+        if most is not None and path.stat().st_size > most:
+            raise ValueError(f"more than {most} bytes")
         return path.read_bytes()
 
 
 def read_json(path: Path, remedy: str) -> Any:
     """The content of a JSON file. Raises UserError naming it, with the remedy."""
-    content = read(path, remedy)
+    content = read(path, remedy, MOST_JSON)
     with expecting("JSON", path, remedy):
         return json.loads(content)
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The entries of a file of JSON lines, [] without one; a line torn by a kill is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The entries of a file of JSON lines, [] without one; a line torn by a kill is left out. UserError."""
+    remedy = "delete it"
+    content = read(path, remedy) if path.exists() else b""
+    with expecting("lines of JSON", path, remedy):
+        lines = [line for line in content.decode().splitlines() if line.endswith("}")]
+        return [dict(json.loads(line)) for line in lines]
 
 
-def write_lines(path: Path, entries: Iterable[dict]) -> None:
-    """Write a file of JSON lines."""
-    write(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+def check_header(path: Path, shapes: Mapping[str, Iterable[int]], remedy: str) -> None:
+    """Raise UserError unless a safetensors file says that it holds float32 tensors of these shapes only."""
+    with expecting("safetensors", path, remedy, SafetensorError):
+        check_regular(path)
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: f"{x.get_dtype()} {x.get_shape()}" for name, x in parts.items()}
+    expected = {name: f"F32 {list(shape)}" for name, shape in shapes.items()}
+    wrong = [
+        f"{name}: {found.get(name, 'not there')}, expected {expected.get(name, 'nothing')}"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        first = "; ".join(wrong[:3])
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit ({first}); {remedy}")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
-    content = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    write(path, safetensors.torch.save(content))
+def read_tensors(
+    path: Path, remedy: str, checksum: str = "", shapes: Mapping[str, Iterable[int]] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises UserError naming it, with the remedy.
 
-
-def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises UserError naming it, with the remedy."""
+    If they are given, first the header is compared with `shapes`, then the content with `checksum`.
+    """
+    if shapes is not None:
+        check_header(path, shapes, remedy)
     content = read(path, remedy)
+    if checksum:
+        check_sum(path, content, checksum, remedy)
     with expecting("safetensors", path, remedy, SafetensorError):
         return safetensors.torch.load(content)
+
+
+def check_sum(path: Path, content: bytes, checksum: str, remedy: str) -> None:
+    """Raise UserError unless this content of a file has this SHA-256."""
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise UserError(f"{path}: changed since it was written, its checksum differs; {remedy}")
 
 
 def sha256(path: Path) -> str:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from tinyldm.data.dataset import to_float
-from tinyldm.support import files
+from tinyldm.ldm import LatentDiffusion
 from tinyldm.support.progress import progress
+from tinyldm.support.sealed import Sealed
+from tinyldm.training.networks import LATENTS, NO_BASE
 from tinyldm.vae import VAE
 
 
@@ -22,21 +24,12 @@ def encode_all(vae: VAE, images: Tensor) -> Tensor:
         return torch.cat([vae.encode(to_float(batch).to(device)).cpu() for batch in batches])
 
 
-def latents_path(base: Path) -> Path:
-    """Where a base keeps the latents of its training images; the name says of which autoencoder."""
-    return base / f"latents-{files.sha256(base / 'vae.safetensors')[:12]}.safetensors"
-
-
-def save_latents(base: Path, z: Tensor) -> None:
-    """Keep the latents z (n, c, h, w) of a base's training images beside its autoencoder."""
-    files.write_tensors(latents_path(base), {"z": z})
-
-
-def cached_latents(base: Path, vae: VAE, images: Tensor) -> Tensor:
-    """z (n, c, h, w) of a base's training images (n, k, H, W): those it kept, or encoded again."""
-    path = latents_path(base)
-    z = files.read_tensors(path, "delete it")["z"] if path.exists() else torch.empty(0)
-    return z if len(z) == len(images) else encode_all(vae, images)
+def cached_latents(base: Path, ldm: LatentDiffusion, images: Tensor) -> Tensor:
+    """z (n, c, h, w) of a base's training images (n, k, H, W): those it kept, or encoded again. UserError."""
+    if not (base / LATENTS).exists():
+        return encode_all(ldm.vae, images)
+    shape = (len(images), *ldm.latent_shape)
+    return Sealed(base, f"{NO_BASE}, or delete this file").tensors(LATENTS, {"z": shape})["z"]
 
 
 def hints_of(condition: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

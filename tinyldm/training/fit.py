@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from tinyldm.data.dataset import Columns
 from tinyldm.support.progress import progress
-from tinyldm.training.checkpoint import Checkpoint
+from tinyldm.training.checkpoint import METRICS, Checkpoints, State
 from tinyldm.training.ema import EMA
 from tinyldm.training.log import Log
 from tinyldm.training.machine import Machine
@@ -49,18 +48,14 @@ def log_validation(log: Log, step: int, loss_fn: LossFn, batch: tuple) -> None:
     """Log the loss of a fixed batch, with the same noise and timesteps every time."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        log.write(step=step, validation_loss=loss_fn(*batch).item())
+        log.write(log.entry(step=step, validation_loss=loss_fn(*batch).item()))
 
 
-def update(loss: Tensor, optimizer: torch.optim.Optimizer, lr: float, clip: float) -> Tensor:
-    """One optimizer step on the gradient of `loss`, clipped to norm `clip`; its norm before that, ()."""
-    group = optimizer.param_groups[0]
-    group["lr"] = lr
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(group["params"], clip)
-    optimizer.step()
+def gradient(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+    """Leave the gradient of `loss` in the parameters, clipped to norm `clip`; its norm before that, ()."""
     optimizer.zero_grad()
-    return norm
+    loss.backward()
+    return nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
 
 
 def fit(
@@ -69,7 +64,7 @@ def fit(
     data: Columns,
     settings: FitSettings,
     *,
-    out: Path,
+    checkpoints: Checkpoints,
     name: str,
     seed: int,
     machine: Machine,
@@ -78,38 +73,42 @@ def fit(
 ) -> None:
     """Minimise `loss_fn(*batch) -> ()` over batches of `data`; leave the averaged weights in `networks`.
 
-    Trains what is not frozen. Logs into metrics.jsonl of the folder `out`. Every `preview_every` steps it saves
-    a checkpoint and, with the averaged weights, logs the loss of the batch `validation` and calls `preview`.
-    If `out` holds a checkpoint, training resumes from it bit for bit: a step is a function of (seed, step).
-    Raises UserError if a loss is not finite, and Stopped on a signal, once the step is saved.
+    Trains what is not frozen. Logs into metrics.jsonl of the run folder. Every `preview_every` steps, with the
+    averaged weights, logs the loss of the batch `validation` and calls `preview`. Saves and resumes by
+    `checkpoints`, bit for bit: a step is a function of (seed, step). Raises UserError if a loss or a gradient
+    is not finite, before the step is taken, and Stopped on a signal, once the step is saved.
     """
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-    ema = EMA(parameters, settings.ema)
+    ema, steps = EMA(parameters, settings.ema), settings.steps
     optimizer = build_optimizer(settings, parameters, machine.dtype)
-    log = Log(out / "metrics.jsonl", name, settings.log_every, machine.device)
-    saved = Checkpoint(out / f"{name}.checkpoint", parameters, ema.shadow, log.losses, optimizer)
-    start, steps = saved.load(), settings.steps
-    log.rewind(start)
+    log = Log(checkpoints.folder / METRICS, name, settings.log_every, machine.device)
+    state = State(parameters, ema.shadow, log.losses, optimizer)
+    start = checkpoints.load(state, log, steps)
     bar = progress(range(start, steps), initial=start, total=steps, desc=name, unit="step")
     for step in bar:
         done, lr = step + 1, settings.lr * lr_factor(step, steps, settings.warmup)
-        due = done == steps or done % settings.preview_every == 0
         with machine.stop.hold(step > start or not machine.compile):
             seed_step(seed, step)
             batch = data[batch_indices(len(data), settings.batch_size, seed, step)]
             with machine.autocast():
                 loss = loss_fn(*machine.load(batch))
-            log.add(loss, update(loss, optimizer, lr, settings.clip))
+            norm = gradient(loss, optimizer, settings.clip)
+            log.check(loss, norm, done, lr)
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
             ema.update(step)
+            log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
-            if saving := due or machine.stop.received > 0:
-                log.check(loss, done, lr)
-                saved.save(done)
-            if due:
+            if done == steps or done % settings.preview_every == 0:
                 with ema.applied(), torch.compiler.set_stance("force_eager"):
                     if validation:
                         log_validation(log, done, loss_fn, machine.load(validation))
                     preview(done)
+            if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
+                checkpoints.save(state, log, done)
         if saving:
-            machine.stop.check(f"stopped after step {done} of {name}; resume it with --resume")
+            machine.stop.check(
+                f"stopped after step {done} of {name}; resume it with --resume latest"
+            )
+    checkpoints.before += steps
     ema.copy_to_parameters()

@@ -1,11 +1,12 @@
 """What a command configures once, for its whole process: device, precision, memory, signals."""
 
 import ctypes
+import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -34,6 +35,8 @@ class StopSignal:
         self.received = number
         if not self.held:
             raise Stopped(number)
+        with suppress(OSError):
+            os.write(2, b"\nstopping: this step is saved first; a second signal stops at once\n")
 
     @contextmanager
     def hold(self, wanted: bool = True) -> Iterator[None]:
@@ -92,7 +95,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         )
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from error
     return device

@@ -1,11 +1,12 @@
 """Networks on disk: one pair of functions for weights, and the folders of a base and a ControlNet."""
 
-from dataclasses import asdict, replace
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data.dataset import Dataset
@@ -13,8 +14,9 @@ from tinyldm.diffusion import Schedule
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
+from tinyldm.support.sealed import Sealed, seal
 from tinyldm.text import TextConfig, TextEncoder, Tokenizer
-from tinyldm.training.settings import BaseSettings, from_json
+from tinyldm.training.settings import BaseSettings, within
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
 
@@ -22,19 +24,69 @@ NO_BASE = "give the run folder of a finished train_base.py"
 NO_CONTROL = "give the run folder of a finished train_control.py"
 
 
+FORMAT = 1  # of config.json
+VOCABULARY, CONFIG, SETTINGS, LATENTS = (
+    *("vocabulary.json", "config.json", "settings.json"),
+    "latents.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """config.json of a base."""
+
+    format: Literal[1]
+    vae: VAEConfig
+    text: TextConfig
+    unet: UNetConfig
+    schedule: Schedule
+    resolution: int  # H = W of the images
+
+    def __post_init__(self) -> None:
+        within(self, 1, 4096, "resolution")
+        factor = self.vae.f * 2 ** (len(self.unet.widths) - 1)
+        latent, context = self.vae.latent_channels, self.text.width
+        sizes = self.unet.channels, self.unet.context_width
+        if self.resolution % factor or sizes != (latent, context):
+            raise ValueError(
+                "sizes of autoencoder, text encoder and U-Net that do not fit together"
+            )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """vocabulary.json of a base."""
+
+    length: int  # of a caption, in tokens
+    vocabulary: list[str]
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """config.json of a ControlNet."""
+
+    format: Literal[1]
+    controlnet: ControlNetConfig
+    condition: Literal["canny", "silhouette"]
+    base_sha256: str  # identity of the base that it was trained on
+
+
 def save_weights(path: Path, network: nn.Module) -> str:
-    """Write a network's weights as safetensors; return the checksum of the file."""
-    files.write_tensors(path, network.state_dict())
-    return files.sha256(path)
+    """Write a network's weights as safetensors; return their checksum. UserError if one is not finite."""
+    return files.write_tensors(path, network.state_dict())
 
 
-def load_weights(path: Path, network: nn.Module, checksum: str, remedy: str) -> None:
-    """Load a network's weights in place. Raises UserError if the file is damaged or does not fit."""
-    tensors = files.read_tensors(path, remedy)
-    if files.sha256(path) != checksum:
-        raise UserError(f"{path}: checksum differs from the one stored beside it; {remedy}")
-    with files.expecting("weights that fit the config", path, remedy, RuntimeError):
-        network.load_state_dict(tensors)
+def load_weights(path: Path, network: nn.Module, checksum: str, remedy: str) -> Any:
+    """A network that was built on the device "meta", with its weights, frozen, on the CPU.
+
+    Raises UserError, before anything is allocated, if the file does not fit, and if it is damaged.
+    """
+    shapes = {name: x.shape for name, x in network.state_dict().items()}
+    tensors = files.read_tensors(path, remedy, checksum, shapes)
+    if wrong := [name for name, x in tensors.items() if not x.isfinite().all()]:
+        raise UserError(f"{path}: {wrong[0]} is not finite; {remedy}")
+    network.to_empty(device="cpu").load_state_dict(tensors)
+    return network.requires_grad_(False)
 
 
 def build_base(settings: BaseSettings, data: Dataset) -> LatentDiffusion:
@@ -46,71 +98,98 @@ def build_base(settings: BaseSettings, data: Dataset) -> LatentDiffusion:
     return LatentDiffusion.build(vae, tokenizer, settings.text, settings.unet, size)
 
 
-def save_base(folder: Path, ldm: LatentDiffusion) -> None:
-    """Write the vocabulary, a safetensors file per network, and last config.json with their checksums."""
-    tokenizer = {"length": ldm.tokenizer.length, "vocabulary": ldm.tokenizer.vocabulary}
-    files.write_json(folder / "vocabulary.json", tokenizer)
+def seal_run(folder: Path, sums: dict[str, str]) -> None:
+    """Write the manifest of a run, its settings among the files: from here on it is finished."""
+    settings = folder / SETTINGS
+    seal(folder, sums | ({SETTINGS: files.sha256(settings)} if settings.exists() else {}))
+
+
+def save_base(folder: Path, ldm: LatentDiffusion, latents: Tensor | None = None) -> None:
+    """Write config, vocabulary, weights, perhaps the latents of the training images, and the manifest."""
+    tokenizer = Vocabulary(ldm.tokenizer.length, ldm.tokenizer.vocabulary)
     networks: dict[str, Any] = {"vae": ldm.vae, "text": ldm.text, "unet": ldm.unet}
-    sums = {
-        name: save_weights(folder / f"{name}.safetensors", net) for name, net in networks.items()
-    }
     config = {name: asdict(network.config) for name, network in networks.items()}
     schedule = asdict(ldm.schedule)
-    content = {**config, "schedule": schedule, "resolution": ldm.resolution, "sha256": sums}
-    files.write_json(folder / "config.json", content)
+    content = {"format": FORMAT, **config, "schedule": schedule, "resolution": ldm.resolution}
+    sums = {
+        CONFIG: files.write_json(folder / CONFIG, content),
+        VOCABULARY: files.write_json(folder / VOCABULARY, asdict(tokenizer)),
+    }
+    for name, network in networks.items():
+        file = f"{name}.safetensors"
+        sums[file] = save_weights(folder / file, network)
+    if latents is not None:
+        sums[LATENTS] = files.write_tensors(folder / LATENTS, {"z": latents})
+    seal_run(folder, sums)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a vocabulary.json. Raises UserError naming the file."""
-    content = files.read_json(path, NO_BASE)
-    with files.expecting("a vocabulary", path, NO_BASE):
-        return Tokenizer(content["vocabulary"], content["length"])
+def load_tokenizer(sealed: Sealed, config: TextConfig) -> Tokenizer:
+    """The tokenizer of a base, for a text encoder of these sizes. Raises UserError."""
+    content: Vocabulary = sealed.decoded(VOCABULARY, Vocabulary)
+    with files.expecting("the vocabulary of this base", sealed.folder / VOCABULARY, NO_BASE):
+        tokenizer = Tokenizer(content.vocabulary, content.length)
+        if (len(content.vocabulary), content.length) != (config.vocabulary, config.length):
+            raise ValueError("its numbers of words and tokens are not those of the text encoder")
+    return tokenizer
 
 
 def load_base(folder: Path) -> LatentDiffusion:
     """Load what `save_base` wrote, frozen, on the CPU. Raises UserError naming the file that is wrong."""
-    path = folder / "config.json"
-    config = files.read_json(path, NO_BASE)
-    tokenizer = load_tokenizer(folder / "vocabulary.json")
-    with files.expecting("the config of a base", path, NO_BASE):
-        vae = VAE(from_json(VAEConfig, config["vae"]))
-        text = TextEncoder(from_json(TextConfig, config["text"]))
-        unet = UNet(from_json(UNetConfig, config["unet"]))
-        schedule = from_json(Schedule, config["schedule"])
-        ldm = LatentDiffusion(vae, tokenizer, text, unet, schedule, config["resolution"])
-        sums = {name: config["sha256"][name] for name in ("vae", "text", "unet")}
-    for name, checksum in sums.items():
-        load_weights(folder / f"{name}.safetensors", getattr(ldm, name), checksum, NO_BASE)
-    return ldm.requires_grad_(False)
+    sealed = Sealed(folder, NO_BASE)
+    config: BaseConfig = sealed.decoded(CONFIG, BaseConfig)
+    tokenizer = load_tokenizer(sealed, config.text)
+    with torch.device("meta"):
+        empty = {
+            "vae": VAE(config.vae),
+            "text": TextEncoder(config.text),
+            "unet": UNet(config.unet),
+        }
+    vae, text, unet = (
+        load_weights(folder / file, network, sealed.checksum(file), NO_BASE)
+        for file, network in ((f"{name}.safetensors", net) for name, net in empty.items())
+    )
+    return LatentDiffusion(vae, tokenizer, text, unet, config.schedule, config.resolution)
 
 
 def base_checksum(folder: Path) -> str:
-    """What identifies a base: the checksum of its U-Net. Raises UserError."""
-    path = folder / "config.json"
-    with files.expecting("the config of a base", path, NO_BASE):
-        return files.read_json(path, NO_BASE)["sha256"]["unet"]
+    """What identifies a base: the checksum of its manifest, and so of all its files. Raises UserError."""
+    return Sealed(folder, NO_BASE).identity
 
 
 def save_control(folder: Path, controlnet: ControlNet, condition: str, base: Path) -> None:
-    """Write a ControlNet, the name of its condition, and the base that it belongs to."""
-    checksum = save_weights(folder / "controlnet.safetensors", controlnet)
-    config = {**asdict(controlnet.config), "condition": condition}
-    content = {"controlnet": config, "sha256": checksum, "base_sha256": base_checksum(base)}
-    files.write_json(folder / "config.json", content)
+    """Write a ControlNet, the name of its condition, the identity of its base, and the manifest."""
+    config = {"controlnet": asdict(controlnet.config), "condition": condition}
+    content = {"format": FORMAT, **config, "base_sha256": base_checksum(base)}
+    sums = {CONFIG: files.write_json(folder / CONFIG, content)}
+    file = "controlnet.safetensors"
+    seal_run(folder, sums | {file: save_weights(folder / file, controlnet)})
 
 
-def load_control(folder: Path, base: Path, ldm: LatentDiffusion) -> tuple[ControlNet, str]:
+def load_control(
+    folder: Path, base: Path, ldm: LatentDiffusion, transfer: bool = False
+) -> tuple[ControlNet, str]:
     """Load what `save_control` wrote: the ControlNet, frozen, and the name of its condition.
 
-    Raises UserError naming the file that is wrong, or if it was trained on another base than this.
+    Raises UserError naming the file that is wrong, or if it was trained on another base than this;
+    with `transfer` that is a note on stderr.
     """
-    path = folder / "config.json"
-    content = files.read_json(path, NO_CONTROL)
-    with files.expecting("the config of a ControlNet", path, NO_CONTROL):
-        config, checksum, trained_on = (content[k] for k in ("controlnet", "sha256", "base_sha256"))
-        condition = config.pop("condition")
-        controlnet = ControlNet(ldm.unet, from_json(ControlNetConfig, config))
-    if trained_on != base_checksum(base):
-        raise UserError(f"{folder}: trained on another base than {base}; give its own --base")
-    load_weights(folder / "controlnet.safetensors", controlnet, checksum, NO_CONTROL)
-    return controlnet.requires_grad_(False), condition
+    sealed = Sealed(folder, NO_CONTROL)
+    config: ControlConfig = sealed.decoded(CONFIG, ControlConfig)
+    if config.base_sha256 != base_checksum(base):
+        other = f"{folder}: trained on another base than {base}"
+        if not transfer:
+            raise UserError(f"{other}; give its own --base, or --transfer to use it with this one")
+        print(f"note: {other}, and transferred to it", file=sys.stderr)
+    check_levels(folder / CONFIG, config.controlnet, ldm)
+    with torch.device("meta"):
+        empty = ControlNet(UNet(ldm.unet.config), config.controlnet)
+    path = folder / "controlnet.safetensors"
+    controlnet = load_weights(path, empty, sealed.checksum(path.name), NO_CONTROL)
+    return controlnet, config.condition
+
+
+def check_levels(what: Path | str, config: ControlNetConfig, ldm: LatentDiffusion) -> None:
+    """Raise UserError unless a hint encoder of these sizes suits the base's autoencoder."""
+    levels, given = len(ldm.vae.config.widths), config.hint_widths
+    if len(given) != levels:
+        raise UserError(f"{what} {given}: give {levels}, as many as the autoencoder has")

@@ -10,6 +10,7 @@ from torch import Tensor
 from tinyldm.data.dataset import Dataset, to_float
 from tinyldm.data.pictures import hint_image, save_grid, save_image
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.support.errors import warned
 from tinyldm.training.caches import encode_all
 
 PANEL = 256  # validation images whose loss is followed
@@ -33,6 +34,7 @@ def watch_samples(
     return {"validation": batch, "preview": preview}
 
 
+@warned("a preview of the autoencoder")
 @torch.no_grad()
 def preview_vae(ldm: LatentDiffusion, images: Tensor, out: Path, step: int) -> None:
     """Draw images uint8 (n, k, H, W) above what the autoencoder makes of them."""
@@ -42,6 +44,7 @@ def preview_vae(ldm: LatentDiffusion, images: Tensor, out: Path, step: int) -> N
     save_grid(out / "previews" / f"vae-{step:06}.png", rows)
 
 
+@warned("a preview of samples")
 def preview_samples(
     ldm: LatentDiffusion,
     prompts: list[str],

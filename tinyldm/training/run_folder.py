@@ -1,101 +1,208 @@
 """Run folders: opened once, never overwritten by accident; and what every command reads from one."""
 
+import hashlib
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 from tinyldm.data import load
 from tinyldm.data.dataset import Dataset
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
-from tinyldm.support.errors import UserError
+from tinyldm.support.errors import Finished, UserError, warned
+from tinyldm.support.sealed import Sealed, is_sealed
+from tinyldm.training.checkpoint import METRICS, REMEDY, Checkpoints
 from tinyldm.training.log import plot_losses
-from tinyldm.training.networks import NO_BASE, base_checksum, load_base
-from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, from_json
+from tinyldm.training.machine import Machine
+from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_base
+from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings
 
-FREE = ("preset", "resume", "overwrite", "device")  # settings that may differ when a run is resumed
+# settings that may differ when a run is resumed: they do not change what becomes of it
+FREE = {
+    *("preset", "resume", "overwrite", "device", "preview_every"),
+    *("checkpointing_steps", "checkpoints_total_limit"),
+    *("out", "base", "data_dir"),  # how a path is spelled; the contents have checksums
+}
 
 
-def open_run(out: Path, settings: BaseSettings | ControlSettings) -> None:
-    """Make the run folder with settings.json in it, or with --resume check that it holds this run.
-
-    Raises UserError if it holds a run (unless --overwrite), is no run folder, or cannot be written.
-    """
+def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dict:
+    """What settings.json says: every flag, the precision that was picked, the identity of the base."""
     content = json.loads(json.dumps(asdict(settings), default=str))
+    content["run"]["precision"] = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
-        base = settings.base.resolve()
-        if out.resolve() in (base, *base.parents):
-            raise UserError(f"--out {out}: holds the base {settings.base}; name another folder")
-    if settings.run.resume:
-        return check_resumable(out, content)
-    make_room(out, settings.run.overwrite)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror})") from error
-    files.write_json(out / "settings.json", content)
+    elif settings.data.data_dir:
+        content["data"]["data_dir"] = str(settings.data.data_dir.resolve())
+    return content
 
 
-def make_room(out: Path, overwrite: bool) -> None:
-    """Remove the run that the folder holds, if `overwrite`. Raises UserError if it may not be used."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; name a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not is_run(out):
-        raise UserError(f"--out {out}: a folder with other content; name a new one")
-    if not overwrite:
-        remedy = "give --resume, --overwrite or another folder"
-        raise UserError(f"--out {out}: holds a run already; {remedy}")
-    shutil.rmtree(out)
+def flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, without what may differ when a run is resumed."""
+    found: dict[str, object] = {}
+    for key, value in settings.items():
+        below = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if below else {prefix + key: value}
+    return {key: value for key, value in found.items() if key.split(".")[-1] not in FREE}
+
+
+def aside(out: Path) -> Path:
+    """Where the run stands that --overwrite is replacing."""
+    return out.with_name(f"{out.name}.old")
 
 
 def is_run(folder: Path) -> bool:
     """Did `open_run` make this folder?"""
     try:
-        content = json.loads((folder / "settings.json").read_text())
+        content = files.read_json(folder / SETTINGS, "")
         return {"preset", "run", "fit"} <= set(content)
-    except (OSError, ValueError, TypeError):
+    except (UserError, TypeError):
         return False
 
 
-def check_resumable(out: Path, settings: dict) -> None:
-    """Raise UserError, listing the differences, if the folder holds another run or a finished one."""
-    remedy = "there is no run to resume; leave out --resume"
-    before, after = flat(files.read_json(out / "settings.json", remedy)), flat(settings)
-    changed = [k for k, v in after.items() if before.get(k) != v and k.split(".")[-1] not in FREE]
+def check_out(settings: BaseSettings | ControlSettings, machine: Machine) -> int | None:
+    """The checkpoint to resume from, 0 for the start; None for a new run. Changes nothing.
+
+    Raises UserError if the run folder may not be used so, and Finished if nothing is left to do.
+    """
+    out, run = settings.out, settings.run
+    if isinstance(settings, ControlSettings):
+        base = settings.base.resolve()
+        if out.resolve() in (base, *base.parents):
+            raise UserError(f"--out {out}: holds the base {settings.base}; name another folder")
+    if run.resume:
+        return check_resumable(out, run.resume, described(settings, machine))
+    check_room(out, run.overwrite)
+    return None
+
+
+def check_room(out: Path, overwrite: bool) -> None:
+    """Raise UserError unless a new run may be made there."""
+    old = aside(out.resolve())
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UserError(f"--out {out}: is a file; name a folder")
+    files.check_writable("--out", out.resolve() / "in it")
+    files.check_writable("--out", out.resolve().with_name("beside it"))
+    if old.exists() and not is_run(old):
+        raise UserError(f"--out {out}: {old} is in the way; move it, or name another folder")
+    if old.exists() and not overwrite:
+        remedy = "give --overwrite, or move it"
+        raise UserError(f"--out {out}: {old} is a run that was being replaced; {remedy}")
+    if out.exists() and any(path for path in out.iterdir() if path.suffix != ".tmp"):
+        if not is_run(out):
+            raise UserError(f"--out {out}: a folder with other content; name a new one")
+        if not overwrite:
+            remedy = "give --resume latest, --overwrite or another folder"
+            raise UserError(f"--out {out}: holds a run already; {remedy}")
+
+
+def check_resumable(out: Path, resume: Path, settings: dict) -> int:
+    """The checkpoint that --resume names. Raises UserError, Finished if the run is."""
+    path, remedy = out / SETTINGS, "there is no run to resume; leave out --resume"
+    content = files.read_json(path, remedy)
+    with files.expecting("the settings of a run", path, remedy):
+        before, after = flat(content), flat(settings)
+    changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if changed:
-        differences = "; ".join(f"{k}: {before.get(k)} then, {after[k]} now" for k in changed)
-        raise UserError(f"--resume: {out} holds a run with other settings ({differences})")
-    if (out / "config.json").exists():
-        raise UserError(f"--resume: {out} is finished; give --overwrite or another folder")
+        pairs = (f"{k}: {before.get(k)} then, {after.get(k)} now" for k in changed)
+        raise UserError(f"--resume: {out} holds a run with other settings ({'; '.join(pairs)})")
+    if is_sealed(out):
+        with held(out):
+            complete(out)
+        raise Finished(f"{out}: finished already")
+    checkpoints = Checkpoints(out, run=fingerprint(settings))
+    return latest(checkpoints) if str(resume) == "latest" else named(checkpoints, resume)
 
 
-def flat(settings: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found: dict[str, object] = {}
-    for key, value in settings.items():
-        below = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{key}.") if below else {prefix + key: value}
-    return found
+def latest(checkpoints: Checkpoints) -> int:
+    """The newest checkpoint, 0 for a run that has not saved any. Raises UserError if some were lost."""
+    number = checkpoints.newest()
+    lines = files.read_lines(checkpoints.folder / METRICS)
+    if not number and (checkpoints.numbers() or any("checkpoint" in line for line in lines)):
+        raise UserError(f"--resume latest: {checkpoints.folder} has lost its checkpoints; {REMEDY}")
+    return number
 
 
-def check_levels(hint_widths: Sequence[int], ldm: LatentDiffusion, base: Path) -> None:
-    """Raise UserError unless the hint encoder has as many levels as the autoencoder of the base."""
-    levels = len(ldm.vae.config.widths)
-    if len(hint_widths) != levels:
-        raise UserError(f"--hint-widths: give {levels}, as many as the VAE of {base} has")
+def named(checkpoints: Checkpoints, path: Path) -> int:
+    """The checkpoint with this path. Raises UserError if it is none of this run, or damaged."""
+    numbers = {checkpoints.path(n).resolve(): n for n in checkpoints.numbers()}
+    if path.resolve() not in numbers:
+        known = ", ".join(["latest", *(str(checkpoints.path(n)) for n in numbers.values())])
+        raise UserError(f"--resume {path}: no checkpoint of {checkpoints.folder}; it has {known}")
+    checkpoints.open(number := numbers[path.resolve()])
+    return number
 
 
-def finish_run(out: Path, next_command: str) -> None:
-    """Draw the losses, delete the checkpoints, and say what to run next."""
-    plot_losses(out)
-    for path in out.glob("*.checkpoint"):
-        path.unlink()
-    print(f"{out}: done. Next:\n    {next_command}")
+def fingerprint(settings: dict) -> str:
+    """What checkpoints know their run by."""
+    return hashlib.sha256(json.dumps(flat(settings), sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Inside, no other process may train into this folder. Raises UserError if one does."""
+    out = out.resolve()
+    busy = f"--out {out}: another training is writing there; wait for it, or name another folder"
+    with files.locked(out.with_name(f".{out.name}.lock"), busy):
+        for leftover in out.parent.glob(f".{out.name}.*.tmp"):
+            files.remove(leftover)
+        files.sweep(out)
+        yield
+
+
+@contextmanager
+def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iterator[Checkpoints]:
+    """Hold the run folder while a run is trained and saved into it: a new one, or one that is resumed.
+
+    With --overwrite the old run stands aside until the new one is complete, and comes back if that fails
+    before its first checkpoint. Raises UserError.
+    """
+    run, out = settings.run, settings.out.resolve()
+    with held(out):
+        at, content = check_out(settings, machine), described(settings, machine)
+        if at is None:
+            make(out, content)
+        limits = run.checkpointing_steps, run.checkpoints_total_limit
+        checkpoints = Checkpoints(settings.out, *limits, at or 0, fingerprint(content))
+        try:
+            yield checkpoints
+        except Exception:
+            if at is None and not checkpoints.numbers():
+                unmake(out)
+            raise
+        complete(out)
+
+
+def make(out: Path, content: dict) -> None:
+    """Make a run folder; put a run that stands there aside, an unfinished one only if nothing does."""
+    if is_run(out):
+        if is_sealed(out) or not aside(out).exists():
+            files.discard(aside(out))
+            files.move(out, aside(out))
+        else:
+            files.discard(out)
+    with files.whole_folder(out) as folder:
+        files.write_json(folder / SETTINGS, content)
+
+
+def unmake(out: Path) -> None:
+    """Delete a run in which nothing was trained, and put back what stood there."""
+    files.discard(out)
+    if aside(out).exists():
+        files.move(aside(out), out)
+
+
+def complete(out: Path) -> None:
+    """Delete what a finished run needs no more, and draw its losses."""
+    if is_sealed(out):
+        Checkpoints(out).clear()
+        files.discard(aside(out.resolve()))
+        with warned(f"drawing {out / 'loss.png'}"):
+            plot_losses(out)
 
 
 def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:
@@ -104,18 +211,16 @@ def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:
     return [load(s.dataset, split, s.resolution, s.data_dir, s.limit) for split in splits]
 
 
+def data_settings(base: Path) -> DataSettings:
+    """What a base was trained on; a folder of data that has gone is left open. Raises UserError."""
+    data = Sealed(base, NO_BASE).decoded(SETTINGS, BaseSettings).data
+    there = data.data_dir and os.path.isdir(data.data_dir)
+    return data if there else replace(data, data_dir=None)
+
+
 def dataset_of(base: Path) -> str:
     """The name of the dataset that a base was trained on. Raises UserError."""
     return data_settings(base).dataset
-
-
-def data_settings(base: Path) -> DataSettings:
-    """What a base was trained on. Raises UserError."""
-    path = base / "settings.json"
-    with files.expecting("the settings of a base", path, NO_BASE):
-        data = files.read_json(path, NO_BASE)["data"]
-        folder = Path(data["data_dir"]) if data["data_dir"] else None
-        return from_json(DataSettings, {**data, "data_dir": folder})
 
 
 def load_run(base: Path, *splits: str) -> tuple[LatentDiffusion, list[Dataset]]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Fixed, arg
 
@@ -49,7 +49,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         within(self, 0, math.inf, "limit")
-        within(self, 32, math.inf, "resolution")
+        within(self, 32, 4096, "resolution")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FitSettings:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     preview_every: int = 250
-    """Steps between checkpoints, sample pictures and validation losses."""
+    """Steps between sample pictures and validation losses."""
 
     def __post_init__(self) -> None:
         positive(self, "steps", "batch_size", "lr", "clip", "log_every", "preview_every")
@@ -95,15 +95,22 @@ class RunSettings:
     multiplies it natively. On CUDA fp32 has TF32 matrix products."""
     compile: bool = False
     """torch.compile the networks: minutes at the start, then faster steps; needs a C++ compiler."""
-    resume: bool = False
-    """Resume the interrupted run that the output folder holds, bit for bit."""
+    resume: Path | None = None
+    """Resume the interrupted run that the output folder holds, bit for bit: latest, or the path of
+    one of its checkpoints."""
     overwrite: bool = False
-    """Replace the run that the output folder holds."""
+    """Replace the run that the output folder holds. It stays beside it, as OUT.old, until the new one
+    is complete."""
+    checkpointing_steps: int = 250
+    """Steps between checkpoints, the folders checkpoint-N."""
+    checkpoints_total_limit: int = 2
+    """Checkpoints of a training that are kept, the newest."""
     seed: int = 0
     """Data order, noise and initial weights are functions of it."""
 
     def __post_init__(self) -> None:
         within(self, 0, 2**64 - 1, "seed")
+        positive(self, "checkpointing_steps", "checkpoints_total_limit")
 
 
 @dataclass(frozen=True)
@@ -184,8 +191,3 @@ class ControlSettings:
     def __post_init__(self) -> None:
         within(self, 0, 1, "caption_drop")
         ControlNetConfig(hint_widths=self.hint_widths)
-
-
-def from_json(kind: type, values: dict[str, Any]) -> Any:
-    """The dataclass `kind` from a JSON object, whose lists become tuples. Raises TypeError or ValueError."""
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,277 @@
+"""Pictures of any kind, in and out: any bytes, any label, any edge map, and what is not finite."""
+
+import io
+import os
+import re
+import struct
+import zlib
+from unittest.mock import Mock
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tinyldm import sample
+from tinyldm.data.conditions import canny
+from tinyldm.data.pictures import drawable, read_edges, read_image, save_grid, save_image
+from tinyldm.support.errors import UserError
+
+
+def encoded(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, kind, **options)
+    return content.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be this large."""
+    chunk = b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    ends = struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + ends + b"\0\0\0\0IDAT"
+
+
+# ---------------------------------------------------------------- reading
+
+GARMENT = np.arange(48 * 40 * 3, dtype=np.uint32).reshape(48, 40, 3).astype(np.uint8)
+VALID = [encoded(GARMENT, kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]
+VALID.append(encoded(GARMENT, "TIFF", compression="tiff_lzw"))
+HUGE = {
+    "144 megapixels": png_header(12_000, 12_000),
+    "4 gigapixels": png_header(65_535, 65_535),
+    "a PPM of 10 gigapixels": b"P6 99999 99999 255 ",
+}
+BROKEN = {
+    "empty": b"",
+    "HTML": b"<!doctype html><html></html>",
+    "truncated": VALID[0][: len(VALID[0]) // 2],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN | HUGE)
+def test_what_is_no_picture_is_one_line_that_names_the_file(tmp_path, name):
+    (tmp_path / "p.png").write_bytes((BROKEN | HUGE)[name])
+    with pytest.raises(UserError, match=r"p\.png: not a picture .*; give a PNG") as error:
+        read_image(tmp_path / "p.png", 1, 32)
+    assert "\n" not in str(error.value)
+
+
+def test_postscript_is_never_interpreted(tmp_path):
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "p.png").write_bytes(program)
+    with Image.open(tmp_path / "p.png") as opened:
+        assert opened.format == "EPS"  # so PIL would hand it to Ghostscript
+    with pytest.raises(UserError, match=r"p\.png: not a picture .*cannot identify"):
+        read_image(tmp_path / "p.png", 1, 32)
+
+
+def test_an_error_of_any_kind_from_a_decoder_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "p.png").write_bytes(VALID[0])
+    for kind in (struct.error, ZeroDivisionError, SyntaxError, zlib.error, AssertionError):
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", Mock(side_effect=kind("deep inside")))
+        with pytest.raises(UserError, match=r"p\.png: not a picture .*deep inside.*give a PNG"):
+            read_image(tmp_path / "p.png", 1, 32)
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch, name):
+    (tmp_path / "p.png").write_bytes(HUGE[name])
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="DecompressionBomb"):
+        read_image(tmp_path / "p.png", 1, 32)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_a_regular_file_is_read_and_nothing_hangs(tmp_path, make):
+    make(tmp_path / "p.png")
+    with pytest.raises(UserError, match=r"p\.png"):
+        read_image(tmp_path / "p.png", 1, 32)
+
+
+def test_a_missing_picture_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"p\.png: cannot be read|device or a pipe|no such file"):
+        read_image(tmp_path / "p.png", 1, 32)
+
+
+@given(content=st.binary(max_size=300) | st.sampled_from(VALID), data=st.data())
+@settings(deadline=None, max_examples=250)
+def test_random_damage_is_read_or_is_one_clear_error(tmp_path_factory, content, data):
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(0, 6)) if content else 0):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "p.png"
+    path.write_bytes(damaged[: data.draw(st.integers(1, 2000))])
+    try:
+        assert read_image(path, 3, 16).shape == (1, 3, 16, 16)
+    except UserError as error:
+        assert "p.png" in str(error)
+
+
+def test_modes_of_all_kinds_give_the_same_grey(tmp_path):
+    half = Image.new("L", (8, 8), 128)
+    for mode in ("1", "P", "LA", "RGBA", "RGB", "CMYK", "I;16"):
+        deep = Image.fromarray(np.full((8, 8), 128 * 257, dtype=np.uint16))
+        picture = deep if mode == "I;16" else half.convert(mode)
+        picture.save(tmp_path / "p.tiff")
+        values = read_image(tmp_path / "p.tiff", 3, 8)
+        assert values.shape == (1, 3, 8, 8)
+        if mode != "1":
+            assert (values.int() - 128).abs().max() <= 1, mode
+
+
+def test_transparency_is_ignored(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png", 3, 8)[0, :, 0, 0].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exif_rotation_is_applied(tmp_path, dtype):
+    array = np.zeros((8, 8), dtype=dtype)
+    array[0] = np.iinfo(dtype).max  # stored on top, and shown on the right
+    picture, exif = Image.fromarray(array), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "p.png", exif=exif)
+    shown = read_image(tmp_path / "p.png", 1, 8)[0, 0]
+    assert (shown[:, 7] == 255).all() and shown[:, :7].max() == 0
+
+
+def test_one_pixel_fills_the_picture(tmp_path):
+    Image.new("L", (1, 1), 77).save(tmp_path / "p.png")
+    assert (read_image(tmp_path / "p.png", 1, 32) == 77).all()
+
+
+# ---------------------------------------------------------------- edge maps
+
+
+def garments(n: int) -> torch.Tensor:
+    """Edge maps bool (n, 1, 32, 32) of blurred figures."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(n):
+        image = np.zeros((32, 32), dtype=np.uint8)
+        for x, y, r in rng.integers(6, 26, (3, 3)):
+            cv2.circle(image, (int(x), int(y)), int(r) // 2, int(rng.integers(80, 256)), -1)
+        images.append(image)
+    return canny(torch.from_numpy(np.stack(images))[:, None])
+
+
+def f1(a: torch.Tensor, b: torch.Tensor) -> float:
+    return 2 * (a & b).sum().item() / (a.sum() + b.sum()).item()
+
+
+def read_again(path, edges: torch.Tensor, size: int, kernel, kind: str = "PNG", **options):
+    """What `read_edges` makes of an edge map that was enlarged to `size` and stored."""
+    picture = Image.fromarray(edges[0].numpy().astype(np.uint8) * 255)
+    picture.resize((size, size), kernel).save(path, kind, **options)
+    return read_edges(path, 32)
+
+
+NEAREST, BILINEAR, BICUBIC = (Image.Resampling[n] for n in ("NEAREST", "BILINEAR", "BICUBIC"))
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 224, 256, 500, 1024])
+@pytest.mark.parametrize("quality", [None, 50, 95])
+def test_an_enlarged_edge_map_comes_back_exactly_from_a_jpeg_too(tmp_path, size, quality):
+    for edges in garments(5):
+        options = {"kind": "JPEG", "quality": quality} if quality else {}
+        assert torch.equal(read_again(tmp_path / "e", edges, size, NEAREST, **options)[0], edges)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "least"),
+    [
+        (64, BILINEAR, 0.97),
+        (96, BILINEAR, 1.0),
+        (64, BICUBIC, 1.0),
+        (96, BICUBIC, 1.0),
+        (128, BILINEAR, 0.85),
+        (256, BILINEAR, 0.85),
+    ],
+)
+def test_a_smoothly_enlarged_edge_map_stays_thin(tmp_path, size, kernel, least):
+    for edges in garments(10):
+        assert f1(read_again(tmp_path / "e.png", edges, size, kernel)[0], edges) >= least
+
+
+def test_a_dark_grey_background_is_no_edge(tmp_path):
+    edges = garments(1)[0, 0].numpy()
+    Image.fromarray(np.where(edges, 255, 3).astype(np.uint8)).save(tmp_path / "e.png")
+    assert np.array_equal(read_edges(tmp_path / "e.png", 32)[0, 0], edges)
+
+
+@pytest.mark.parametrize("size", [100, 256, 500, 512])
+def test_a_line_of_one_pixel_turns_on_the_cells_it_crosses_and_no_other(tmp_path, size):
+    canvas, y = np.zeros((size, size), dtype=np.uint8), size // 2
+    canvas[y] = 255
+    Image.fromarray(canvas).save(tmp_path / "e.png")
+    hint = read_edges(tmp_path / "e.png", 32)[0, 0]
+    assert hint[int((y + 0.5) * 32 / size)].all() and hint.sum() == 32
+
+
+def test_a_smaller_edge_map_is_enlarged_without_holes(tmp_path):
+    edges = garments(1)[:, :, ::2, ::2]
+    Image.fromarray(edges[0, 0].numpy()).save(tmp_path / "e.png")
+    expected = edges.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(read_edges(tmp_path / "e.png", 32), expected)
+
+
+def test_black_on_white_and_empty_edge_maps_are_noted(tmp_path, ldm, capsys):
+    for value, words in ((255, "more than half of .* black on white"), (0, "has no edges")):
+        Image.new("L", (64, 64), value).save(tmp_path / "e.png")
+        sample.read_hint(tmp_path / "e.png", ldm, "canny", is_edges=True)
+        err = capsys.readouterr().err
+        assert re.search(words, err) and err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_picture_that_is_not_finite_is_not_written(tmp_path, value):
+    x = torch.zeros(1, 32, 32)
+    x[0, 3, 4] = value
+    for save in (
+        save_image,
+        lambda path, x: save_grid(path, [("good", [x * 0 + 1]), ("bad", [x])]),
+    ):
+        with pytest.raises(UserError, match=r"p\.png: the picture is not finite.*--guidance"):
+            save(tmp_path / "p.png", x)
+    assert list(tmp_path.iterdir()) == []
+
+
+ANY = st.text(st.characters())  # surrogates included
+
+
+@given(label=ANY)
+@settings(deadline=None, max_examples=150)
+def test_any_text_is_a_label(tmp_path_factory, label):
+    path = tmp_path_factory.getbasetemp() / "grid.png"
+    save_grid(path, [(label, [torch.zeros(1, 8, 8)])], size=32)
+    assert cv2.imread(str(path)).shape == (32 + 26, 36, 3)
+    drawable(label, 50).encode()  # no surrogate is left
+
+
+def test_a_label_is_one_line_cut_to_its_row():
+    assert drawable("a\nb\t c\x00\udcff", 99) == "a b c??"
+    assert drawable("x" * 100_000, 400) == "x" * 400
+
+
+LABELS = {
+    "invalid UTF-8": os.fsdecode(b"a \xff\xfe coat"),
+    "lines": "a\nb\r\n\x00c",
+    "long": "wide " * 20_000,
+    "right to left": "\u202eשלום عالم \u2067",
+    "combining": "e" + "\u0301" * 500,
+    "pictures": "👩‍👩‍👧 \U0010ffff",
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_awkward_labels_stay_in_their_row(tmp_path, name):
+    white = torch.ones(1, 8, 8)
+    save_grid(tmp_path / "grid.png", [(LABELS[name], [white]), ("", [white])], size=32)
+    lower = cv2.imread(str(tmp_path / "grid.png"))[32 + 26 :]
+    assert lower.shape == (32 + 26, 36, 3) and lower.min() == 255
