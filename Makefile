@@ -32,6 +32,17 @@ test: .venv/ready  ## lint, imports between the rooms, types, and the default te
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
+.PHONY: mutants
+EACH ?= 20
+SEED ?= 0
+mutants: .venv/mutants  ## the tests, tested; ONLY=tinyldm/diffusion.py is minutes, all modules are hours
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --each $(EACH) --seed $(SEED) --out mutants-report.md \
+		$(if $(ONLY),--only $(ONLY))
+
+.venv/mutants: .venv/ready
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[mutants]'
+	touch $@
+
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,report]'

@@ -266,3 +266,40 @@ def test_a_deepcopy_of_a_controlnet_is_independent(unet):
     assert all(
         torch.equal(conv.weight, torch.zeros_like(conv.weight)) for conv in controlnet.zero_convs
     )
+
+
+def test_the_hint_encoder_halves_between_its_widths_and_ends_in_zero(unet):
+    encoder = small_controlnet(unet).hint_encoder
+    hint = small_inputs()[3]
+    assert torch.equal(encoder(hint), torch.zeros(2, 32, 8, 8))
+    convs = [layer for layer in encoder if isinstance(layer, nn.Conv2d)]
+    sizes = [(conv.in_channels, conv.out_channels, conv.stride[0]) for conv in convs]
+    assert sizes == [(1, 8, 1), (8, 8, 1), (8, 16, 2), (16, 16, 1), (16, 24, 2), (24, 32, 1)]
+    assert all(conv.kernel_size == (3, 3) and conv.padding == (1, 1) for conv in convs)
+    assert [type(layer) for layer in encoder] == [nn.Conv2d, nn.SiLU] * 5 + [nn.Conv2d]
+
+
+@torch.no_grad()
+def test_a_controlnet_is_equation_2_of_its_paper(unet):
+    """Zero convolutions over the features of the copy, which sees z_t with the encoded hint added."""
+    controlnet = randomise(small_controlnet(unet))
+    z_t, t, context, hint = small_inputs()
+    x = controlnet.stem(z_t) + controlnet.hint_encoder(hint)
+    features = controlnet.encoder(x, controlnet.time_embed(t), context)
+    residuals = controlnet(z_t, t, context, hint)
+    for residual, feature, conv in zip(residuals, features, controlnet.zero_convs, strict=True):
+        torch.testing.assert_close(residual, nn.functional.conv2d(feature, conv.weight, conv.bias))
+        assert residual.abs().max() > 0
+    controlled = unet(z_t, t, context, residuals)
+    features = unet.encoder(unet.stem(z_t), unet.time_embed(t), context)
+    summed = [a + b for a, b in zip(features, residuals, strict=True)]
+    by_hand = unet.head(unet.decoder(summed, unet.time_embed(t), context))
+    torch.testing.assert_close(controlled, by_hand)
+
+
+def test_weights_multiply_every_residual():
+    residuals = [torch.ones(1, 2, 4, 8), 3 * torch.ones(1, 2, 2, 4)]
+    assert [r.unique().item() for r in weighted(residuals, 0.5)] == [0.5, 1.5]
+    assert [r.unique().item() for r in resolution_weighted(residuals)] == [1, 6]
+    tall = [torch.ones(1, 2, 12, 4), torch.ones(1, 2, 4, 2)]
+    assert [r.unique().item() for r in resolution_weighted(tall)] == [1, 3]  # by height

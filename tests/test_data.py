@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -25,9 +26,20 @@ import torch
 
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
-from tinyldm.data.dataset import SPLITS, Captions, Columns, to_float, to_uint8
+from tinyldm.data.dataset import SPLITS, Captions, Columns, drop_captions, to_float, to_uint8
 from tinyldm.data.fashion_mnist import read_idx
-from tinyldm.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT
+from tinyldm.data.shapes import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    RADII,
+    SHAPES,
+    Figure,
+    Scene,
+    draw_figure,
+    draw_scene,
+    random_scene,
+)
 from tinyldm.support.errors import UserError
 from tinyldm.training.caches import hints_of
 
@@ -294,6 +306,75 @@ def test_fashion_captions_name_class_and_tone_with_the_complete_one_first():
         assert not any(" a a" in caption or " a e" in caption for caption in captions)
 
 
+def test_twenty_captions_of_a_garment_the_last_four_without_its_tone():
+    captions = fashion.fashion_captions(9, 0)
+    wordings = [f"{tone} {noun}" for tone in ("dark", "black") for noun in ("ankle boot", "boot")]
+    templates = ["a photo of {}", "{}", "a picture of {}", "a studio photo of {}"]
+    expected = [template.format(f"a {x}") for template in templates for x in wordings]
+    assert list(captions) == expected + [template.format("an ankle boot") for template in templates]
+    assert fashion.fashion_captions(8, 2)[-1] == "a studio photo of a bag"
+    assert fashion.CLASSES[1] == "trousers" and fashion.CLASSES[9] == "ankle boot"
+
+
+TONE_NAMES = {"dark": 0, "black": 0, "grey": 1, "gray": 1, "light": 2, "white": 2}
+
+
+def test_the_words_for_a_tone_match_the_brightness_that_is_measured(little_fashion):
+    """ "White" for a dark garment would be noticed: the words of a caption say the third it is in."""
+    data = load("fashion-mnist", "train", data_dir=little_fashion, held_out=True)
+    brightness = data.images[:, 0, 16, 16].float()  # a garment here is of one brightness
+    third = 3 * brightness.argsort().argsort() // len(data)
+    edges = brightness.quantile(torch.tensor([1 / 3, 2 / 3]))
+    clear = (brightness[:, None] - edges).abs().min(1).values > 2
+    assert clear.sum() > 400
+    for i in clear.nonzero()[:, 0].tolist():
+        for caption in data.captions.choices[i]:
+            tones = {TONE_NAMES[word] for word in caption.split() if word in TONE_NAMES}
+            assert tones <= {int(third[i])}, caption
+        assert data.names["tone"][third[i]] in data.captions.full()[i].split()
+
+
+def test_brightness_is_the_mean_over_what_is_not_black():
+    images = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    images[0, :2, :3], images[1, 5, 5], images[1, 5, 6], images[2, 5, 5] = 90, 10, 1, 7
+    assert fashion.brightness(images).tolist() == [90, 5.5, 7, 0]
+
+
+def test_garments_of_the_test_split_are_sorted_by_the_thirds_of_the_training_images(monkeypatch):
+    levels = torch.tensor([10, 20, 30, 40, 50, 60, 70], dtype=torch.uint8)
+    train = levels[:, None, None].expand(7, 28, 28), torch.zeros(7, dtype=torch.uint8)
+    bright = torch.tensor([29, 30, 31, 50, 51, 200], dtype=torch.uint8)
+    test = bright[:, None, None].expand(6, 28, 28), torch.zeros(6, dtype=torch.uint8)
+    monkeypatch.setattr(fashion, "read_all", lambda folder: {"train": train, "test": test})
+    monkeypatch.setattr(fashion, "find_fashion_mnist", lambda data_dir: data_dir)
+    data = load("fashion-mnist", "test", held_out=True)
+    assert data.labels["tone"].tolist() == [0, 0, 1, 1, 2, 2]  # a third is its upper end
+
+
+def test_the_validation_split_is_the_end_of_the_training_file(little_fashion):
+    content = (little_fashion / "train-images-idx3-ubyte").read_bytes()
+    pixels = torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).copy()).reshape(
+        -1, 28, 28
+    )
+    for split, part in (("train", pixels[:500]), ("validation", pixels[500:])):
+        data = load("fashion-mnist", split, data_dir=little_fashion, held_out=True)
+        assert torch.equal(data.images[:, 0, 2:-2, 2:-2], part)
+    few = load("fashion-mnist", "validation", data_dir=little_fashion, held_out=True, limit=7)
+    assert torch.equal(few.images[:, 0, 2:-2, 2:-2], pixels[500:507])
+
+
+def test_garments_are_padded_by_two_and_enlarged_bilinearly():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (3, 1, 28, 28)).astype(np.uint8))
+    padded = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
+    padded[:, :, 2:30, 2:30] = images
+    assert torch.equal(fashion.enlarge(images, 32), padded)
+    expected = torch.nn.functional.interpolate(padded.float(), (64, 64), mode="bilinear")
+    enlarged = fashion.enlarge(images, 64)
+    assert enlarged.dtype == torch.uint8 and (enlarged - expected).abs().max() <= 1
+    assert all(fashion.enlarge(images, n).shape == (3, 1, n, n) for n in (31, 32, 33))
+
+
 def test_drawing_captions_is_a_function_of_the_global_seed():
     captions = Captions([tuple("abcdefgh")] * 50)
     draws = []
@@ -308,6 +389,14 @@ def test_columns_are_indexed_together():
     z, captions = torch.arange(4), Captions([(word,) for word in "abcd"])
     batch = Columns(z, captions)[torch.tensor([3, 1])]
     assert batch[0].tolist() == [3, 1] and batch[1] == ["d", "b"]
+    assert len(Columns(z)) == len(Columns(z, captions)) == 4
+
+
+def test_a_caption_is_dropped_where_the_draw_is_below_the_share(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n: torch.arange(n) / 4)  # 0, 0.25, 0.5, 0.75
+    assert drop_captions("abcd", 0.0) == ["a", "b", "c", "d"]
+    assert drop_captions("abcd", 0.5) == ["", "", "c", "d"]
+    assert drop_captions("abcd", 1.0) == [""] * 4
 
 
 def test_uint8_and_float_are_inverse():
@@ -315,6 +404,40 @@ def test_uint8_and_float_are_inverse():
     assert torch.equal(to_uint8(to_float(values)), values)
     assert to_float(values).min() == -1 and to_float(values).max() == 1
     assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+
+
+def test_floats_are_rounded_to_the_nearest_pixel_value():
+    x = torch.tensor([-1.0, -0.997, 0.0005, 0.995, 1.0])
+    assert to_uint8(x).tolist() == [0, 0, 128, 254, 255]
+    assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
+        [-1, -0.6, 1]
+    )
+
+
+def test_captions_are_drawn_evenly_and_the_first_is_the_complete_one():
+    captions = Captions([("a", "b", "c", "d")] * 20_000 + [("e",)])
+    assert len(captions) == 20_001
+    assert captions.full() == ["a"] * 20_000 + ["e"]
+    assert captions.all() == [*"abcd"] * 20_000 + ["e"]
+    torch.manual_seed(0)
+    drawn = captions[torch.arange(20_001)]
+    assert drawn[-1] == "e"
+    for letter in "abcd":
+        assert abs(drawn.count(letter) / 20_000 - 0.25) < 0.02
+
+
+def test_a_subset_keeps_image_caption_label_and_held_out_together():
+    data = load("shapes", "validation", limit=40, held_out=True)
+    part = data.subset(torch.tensor([31, 2, 7]))
+    assert len(part) == 3 and part.names == data.names
+    for i, j in enumerate((31, 2, 7)):
+        assert torch.equal(part.images[i], data.images[j])
+        assert part.captions.choices[i] == data.captions.choices[j]
+        assert all(part.labels[name][i] == data.labels[name][j] for name in data.labels)
+        assert part.held_out[i] == data.held_out[j]
+
+
+# ---------------------------------------------------------------- shapes
 
 
 def test_shapes_are_reproducible_and_their_splits_differ():
@@ -345,6 +468,159 @@ def test_shapes_held_out_figures_are_never_in_training():
     pairs = [f"{colour} {shape}" for shape, colour in HELD_OUT]
     assert not any(pair in caption for caption in dataset.captions.full() for pair in pairs)
     assert load("shapes", "validation", held_out=True).held_out.any()
+
+
+def painted(shape: str, size: str = "large") -> np.ndarray:
+    """Where the figure is, bool (400, 400), painted at (200, 160) with radius 88 or 52."""
+    canvas = np.zeros((400, 400, 3), dtype=np.uint8)
+    draw_figure(canvas, Figure(size, "yellow", shape, 0.5, 0.4))
+    mask = canvas.any(2)
+    assert (canvas[mask] == COLOURS["yellow"]).all()
+    return mask
+
+
+@pytest.mark.parametrize(("size", "r"), [("large", 88), ("small", 52)])
+def test_figures_have_their_form_their_radius_and_their_centre(size, r):
+    y, x = np.mgrid[:400, :400] - np.array([160, 200])[:, None, None]
+    side, distance = round(0.9 * r), np.hypot(x, y)
+    square = np.maximum(abs(x), abs(y)) <= side
+    triangle = (abs(y) <= r) & (2 * abs(x) <= y + r)  # the point above
+    exact = {
+        "square": square,
+        "triangle": triangle,
+        "circle": distance <= r,
+        "ring": abs(distance - 0.8 * r) <= 0.2 * r,
+    }
+    tolerance = {"square": 0, "triangle": 1, "circle": 1, "ring": 2}  # of the outline, in pixels
+    for shape, expected in exact.items():
+        mask = painted(shape, size)
+        assert (mask != expected).sum() <= tolerance[shape] * 2 * np.pi * r, shape
+
+
+def test_scenes_are_one_figure_in_the_middle_or_two_that_stand_as_the_caption_says():
+    scenes = [random_scene(np.random.default_rng(i)) for i in range(3000)]
+    single = [scene for scene in scenes if len(scene.figures) == 1]
+    assert abs(len(single) / 3000 - 0.5) < 0.03
+    for scene in single:
+        (figure,) = scene.figures
+        assert scene.caption == f"a {figure} on a {scene.background} background"
+    centres = np.array([(s.figures[0].x, s.figures[0].y) for s in single]) - 0.5
+    assert 0.045 < abs(centres).max() <= 0.05 and abs(centres.mean(0)).max() < 0.005
+    assert {s.figures[0].size for s in single} == {"small", "large"}
+    relations = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
+    seen = set()
+    for scene in (scene for scene in scenes if len(scene.figures) == 2):
+        large, small = scene.figures
+        assert (large.size, small.size) == ("large", "small")
+        relation = scene.caption.removeprefix(f"a {large} ").partition(" a ")[0]
+        assert scene.caption == f"a {large} {relation} a {small} on a {scene.background} background"
+        for figure, share in ((large, 0.22), (small, -0.28)):
+            expected = [0.5 + share * d for d in relations[relation]]
+            assert [figure.x, figure.y] == pytest.approx(expected, abs=0.05)
+        seen.add(relation)
+    assert seen == set(relations)
+
+
+def test_colours_in_rgb_look_like_their_words():
+    """Which of red, green and blue are strong in a colour: "red" and "blue" are not swapped."""
+    strong = {"red": "r", "green": "g", "blue": "b", "yellow": "rg", "purple": "rb", "white": "rgb"}
+    for word, rgb in COLOURS.items():
+        assert (
+            "".join(c for c, v in zip("rgb", rgb, strict=True) if v > 0.6 * max(rgb))
+            == strong[word]
+        )
+    assert max(BACKGROUNDS["black"]) < 20 and set(BACKGROUNDS["grey"]) == {120}
+    red, green, blue = BACKGROUNDS["brown"]
+    assert red > green > blue
+
+
+def test_every_shape_colour_and_background_is_drawn_as_often_as_the_others():
+    scenes = [random_scene(np.random.default_rng(i)) for i in range(3000)]
+    figures = [figure for scene in scenes for figure in scene.figures]
+    for values, names in (
+        ([scene.background for scene in scenes], BACKGROUNDS),
+        ([figure.colour for figure in figures], COLOURS),
+        ([figure.shape for figure in figures], SHAPES),
+    ):
+        assert set(values) == set(names)
+        assert max(abs(values.count(n) * len(names) / len(values) - 1) for n in names) < 0.15
+
+
+def test_a_scene_is_painted_in_order_and_averaged_over_blocks_of_four_pixels():
+    large, small = (
+        Figure("large", "red", "square", 0.5, 0.5),
+        Figure("small", "blue", "ring", 0.6, 0.5),
+    )
+    canvas = np.full((64, 64, 3), BACKGROUNDS["brown"], dtype=np.uint8)
+    for figure in (large, small):
+        draw_figure(canvas, figure)
+    blocks = canvas.reshape(16, 4, 16, 4, 3).mean((1, 3))
+    picture = draw_scene(Scene("brown", (large, small), ""), 16)
+    assert picture.dtype == np.uint8 and abs(picture - blocks).max() <= 0.5
+
+
+def test_a_scene_is_held_out_for_any_of_its_figures():
+    plain, held_out = (Figure("large", colour, "circle", 0, 0) for colour in ("red", "green"))
+    for figures, expected in (
+        ((plain,), False),
+        ((held_out,), True),
+        ((plain, held_out), True),
+        ((plain, plain), False),
+    ):
+        assert Scene("black", figures, "").held_out == expected
+    assert {shape for shape, _ in HELD_OUT} == set(SHAPES)
+
+
+def test_shapes_are_those_that_the_committed_classifier_was_trained_on():
+    """Other colours or other scenes are another dataset: its classifier is then to be trained anew."""
+    rngs = (np.random.default_rng((split, i)) for split in range(3) for i in range(100))
+    captions = [random_scene(rng).caption for rng in rngs]
+    pinned = json.dumps([COLOURS, BACKGROUNDS, RADII, HELD_OUT, captions])
+    assert (
+        sha256(pinned.encode())
+        == "8ce075b03cc1f9f9bc5e5d08c789475d213a0274590a41ac07a2ba9a6836bf28"
+    )
+
+
+def test_labels_of_shapes_are_those_of_the_first_figure_of_the_caption():
+    data = load("shapes", "test", limit=200)
+    for i, caption in enumerate(data.captions.full()):
+        _, _, colour, shape, *_ = caption.split()
+        background = caption.split()[-2]
+        told = {name: data.names[name][data.labels[name][i]] for name in data.names}
+        assert told == {"class": shape, "colour": colour, "background": background}
+
+
+def test_splits_of_shapes_have_the_sizes_that_the_readme_names(monkeypatch):
+    pixel = np.zeros((1, 1, 3), dtype=np.uint8)
+    monkeypatch.setattr(
+        importlib.import_module("tinyldm.data.shapes"), "draw_scene", lambda *a: pixel
+    )
+    sizes = [len(load("shapes", split, held_out=True)) for split in SPLITS]
+    assert sizes == [20_000, 1_000, 2_000]
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def test_cannys_thresholds_are_100_and_200():
+    rng = np.random.default_rng(0)
+    pictures = cv2.GaussianBlur(rng.integers(0, 256, (64, 64, 40)).astype(np.uint8), (0, 0), 1.2)
+    pictures = torch.from_numpy(pictures).permute(2, 0, 1)
+    ours = canny(pictures[:, None])[:, 0]
+
+    def theirs(low: float, high: float) -> torch.Tensor:
+        edges = [cv2.Canny(picture.numpy(), low, high) > 0 for picture in pictures]
+        return torch.from_numpy(np.stack(edges))
+
+    assert torch.equal(ours, theirs(100, 200))
+    for low, high in ((99, 200), (102, 200), (100, 199), (100, 202)):  # a gradient is even
+        assert not torch.equal(ours, theirs(low, high))
+
+
+def test_a_silhouette_is_what_is_brighter_than_a_tenth_of_white():
+    rows = torch.tensor([[25, 25, 25], [26, 26, 26], [76, 0, 0], [0, 77, 0]], dtype=torch.uint8)
+    assert silhouette(rows[:, :, None, None]).flatten().tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

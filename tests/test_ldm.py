@@ -8,6 +8,8 @@ from einops import rearrange
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.diffusion import DENSITIES, SAMPLERS, Schedule, ddim, diffusion_loss, guided, seeded
 from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.text import TextConfig, Tokenizer
+from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAE, VAEConfig, vae_loss
 
 HOW = {"ddpm": {}, "ddim": {"eta": 0.7}, "dpm++": {}}
@@ -143,3 +145,107 @@ def test_built_sizes_agree(ldm):
     assert ldm.unet.config.context_width == ldm.text.config.width
     z = ldm.vae.encode(torch.zeros(1, 1, 32, 32))
     assert rearrange(z, "1 c h w -> c h w").shape == ldm.latent_shape
+
+
+# ---------------------------------------------------------------- what is passed on
+
+
+@torch.no_grad()
+def test_generate_hands_its_settings_to_the_sampler(ldm, monkeypatch):
+    calls = []
+
+    def sampler(schedule, eps_fn, z_T, steps, noise, eta):
+        calls.append((schedule, eps_fn, z_T, steps, eta))
+        yield noise(z_T.shape)
+
+    monkeypatch.setitem(SAMPLERS, "dpm++", sampler)
+    monkeypatch.setitem(SAMPLERS, "ddim", sampler)
+    prompts, numbers = ["a red circle", "a ring"], seeded(9, 2)
+    shape = torch.Size([2, *ldm.latent_shape])
+    z = last(generate(ldm, prompts, sampler="ddim", steps=7, seed=9, eta=0.3, guidance=5.0))
+    schedule, eps_fn, z_T, steps, eta = calls[0]
+    assert schedule is ldm.schedule and (steps, eta) == (7, 0.3)
+    assert torch.equal(z_T, numbers(shape)) and torch.equal(z, numbers(shape))
+    t = torch.tensor([400, 400])
+    prompted, null = (ldm.eps_fn(captions)(z_T, t) for captions in (prompts, ["", ""]))
+    torch.testing.assert_close(eps_fn(z_T, t), null + 5 * (prompted - null))
+
+    last(generate(ldm, prompts))  # dpm++ by default
+    _, eps_fn, z_T, steps, eta = calls[1]
+    assert (steps, eta) == (20, 0.0) and torch.equal(z_T, seeded(0, 2)(shape))
+    prompted, null = (ldm.eps_fn(captions)(z_T, t) for captions in (prompts, ["", ""]))
+    torch.testing.assert_close(eps_fn(z_T, t), null + 2 * (prompted - null))
+
+
+def test_sizes_that_must_agree_are_taken_from_where_they_are_decided():
+    vae = VAE(VAEConfig(latent_channels=3, widths=(8, 8)))
+    tokenizer = Tokenizer.from_captions(["a red circle"], length=7)
+    text = TextConfig(vocabulary=99, length=16, width=24, layers=1, heads=2)
+    unet = UNetConfig(channels=4, widths=(8, 8), attention=(False, True), heads=2, context_width=9)
+    ldm = LatentDiffusion.build(vae, tokenizer, text, unet, 16)
+    assert (ldm.text.config.vocabulary, ldm.text.config.length) == (5, 7)
+    assert (ldm.unet.config.channels, ldm.unet.config.context_width) == (3, 24)
+    assert (ldm.resolution, ldm.latent_shape) == (16, (3, 8, 8))
+    assert ldm.schedule == Schedule() and ldm.vae is vae and ldm.tokenizer is tokenizer
+    assert last(generate(ldm, ["a circle"], steps=1)).shape == (1, 3, 8, 8)
+
+
+def test_generating_needs_no_gradients(ldm):
+    ldm.requires_grad_(True)
+    assert not any(z.requires_grad for z in generate(ldm, ["a ring"], steps=2))
+    ldm.vae.set_scale(ldm.vae.encode(torch.rand(2, 1, 32, 32)))
+    assert not ldm.vae.scale.requires_grad
+
+
+def test_one_prompt_among_empty_ones_is_enough_for_guidance(ldm):
+    calls = []
+    ldm.unet.register_forward_pre_hook(lambda module, args: calls.append(args))
+    list(generate(ldm, ["", "a ring"], guidance=3.0, steps=2))
+    assert len(calls) == 4
+
+
+@torch.no_grad()
+def test_the_weight_of_a_control_reaches_the_picture(ldm):
+    def picture(*controls):
+        return last(generate(ldm, ["a ring"], steps=3, controls=controls))
+
+    control = control_of(ldm, 1)
+    assert Control(control.controlnet, control.hint).weight == 1
+    assert torch.equal(picture(control._replace(weight=0.0)), picture())
+    full, half = picture(control), picture(control._replace(weight=0.5))
+    assert not torch.allclose(full, half, atol=0.01)
+    assert not torch.allclose(half, picture(), atol=0.01)
+    halves = [control._replace(weight=0.5)] * 2
+    torch.testing.assert_close(picture(*halves), full, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_the_models_loss_is_the_diffusion_loss_of_its_own_prediction(ldm, density):
+    z_0, captions = torch.randn(3, 4, 8, 8), ["a red circle", "", "a ring"]
+    control, losses = control_of(ldm, 3), []
+    for loss in (
+        lambda: ldm.loss(z_0, captions, [control], density),
+        lambda: diffusion_loss(ldm.schedule, ldm.eps_fn(captions, [control]), z_0, density),
+    ):
+        torch.manual_seed(2)
+        losses.append(loss())
+    assert torch.equal(*losses)
+
+
+def test_the_models_timesteps_are_uniform_unless_told_otherwise(ldm):
+    z_0, losses = torch.randn(2, 4, 8, 8), []
+    for settings in ({}, {"density": "uniform"}, {"density": "logit-normal"}):
+        torch.manual_seed(2)
+        losses.append(ldm.loss(z_0, ["", ""], **settings))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_latents_are_smaller_than_images_by_the_factor_of_the_autoencoder(ldm):
+    assert ldm.vae.config.f == 4 and ldm.resolution == 32 and ldm.latent_shape == (4, 8, 8)
+    assert ldm.device == torch.device("cpu")
+    assert ldm.context(["", "a ring"]).shape == (2, ldm.tokenizer.length, 16)
+    assert ldm.text.config.length == ldm.tokenizer.length == 5
+
+
+def test_the_last_of_a_sampler_is_its_last_tensor():
+    assert last(iter([torch.tensor(1), torch.tensor(2), torch.tensor(3)])) == 3

@@ -1,11 +1,18 @@
 """Metrics against cases worked out by hand, and FD against the closed form for Gaussians."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from conftest import small_ldm
 
 from tinyldm.data import load
-from tinyldm.data.dataset import to_float
+from tinyldm.data.conditions import canny, silhouette
+from tinyldm.data.dataset import to_float, to_uint8
+from tinyldm.evaluate import panel as panel_file
+from tinyldm.evaluate.compare import CURVES, compare, point
 from tinyldm.evaluate.judge import FOLDER, load_judge
 from tinyldm.evaluate.metrics import (
     Estimate,
@@ -18,9 +25,14 @@ from tinyldm.evaluate.metrics import (
     partners,
     precision_recall,
     psnr,
+    share,
     spread,
 )
-from tinyldm.evaluate.panel import prompt_settings
+from tinyldm.evaluate.panel import Panel, prompt_settings, reconstruct, sample_images
+from tinyldm.evaluate.tables import cell, plain, table
+from tinyldm.ldm import Control, generate, last
+from tinyldm.support import files
+from tinyldm.support.errors import UserError
 
 
 def edges(*points: tuple[int, int]) -> torch.Tensor:
@@ -149,3 +161,252 @@ def test_the_shapes_classifier_sees_class_and_colour():
 def test_an_estimate_prints_its_interval_and_a_spread_its_ends():
     assert str(Estimate(0.64812, 0.6339, 0.662)) == "0.648 [0.634, 0.662]"
     assert spread([1.0, 2.0, 6.0]) == (3.0, 1.0, 6.0)
+
+
+def test_edge_f1_is_image_by_image():
+    edges_of_two = torch.cat([edges((0, 0)), edges((0, 0), (1, 1), (2, 2))])
+    hints = torch.cat([edges((0, 0), (1, 1)), edges((3, 3))])
+    assert edge_f1(edges_of_two, hints).tolist() == pytest.approx([2 / 3, 0])
+
+
+def test_psnr_of_a_difference_of_the_whole_range_is_0_db_for_each_image():
+    x = torch.ones(2, 3, 4, 4)
+    assert psnr(x, torch.stack([-x[0], 0 * x[0]])).tolist() == pytest.approx([0, 6.0206], abs=1e-4)
+
+
+def test_a_share_is_that_of_equal_entries():
+    mean, low, high = share(torch.tensor([1, 2, 3, 4] * 50), torch.tensor([1, 2, 3, 0] * 50))
+    assert (
+        mean == 0.75
+        and low == pytest.approx(0.69, abs=0.02)
+        and high == pytest.approx(0.81, abs=0.02)
+    )
+
+
+def test_an_estimate_resamples_a_thousand_times_from_the_same_images_and_cuts_2_5_percent():
+    values = torch.randn(60, generator=torch.Generator().manual_seed(1)).exp()
+    picks = torch.randint(60, (1000, 60), generator=torch.Generator().manual_seed(0))
+    means = values.double()[picks].mean(1).sort().values
+    mean, low, high = estimate(values)
+    assert mean == pytest.approx(values.mean().item())
+    assert low == pytest.approx(np.quantile(means, 0.025)) != pytest.approx(means.min().item())
+    assert high == pytest.approx(np.quantile(means, 0.975))
+    assert estimate(values, seed=0) == estimate(values) == estimate(values, resamples=1000)
+    scaled = estimate(values, statistic=lambda m: 2 * m)
+    assert scaled == pytest.approx((2 * mean, 2 * low, 2 * high))
+
+
+def test_kernel_distance_takes_no_more_images_than_there_are_and_250_at_most():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(300, 4, generator=g), torch.randn(300, 4, generator=g) + 0.5
+    assert kernel_distance(a, b) == kernel_distance(a, b, subset=250) != kernel_distance(a, b, 249)
+    assert kernel_distance(a[:40], b) == kernel_distance(a[:40], b, subset=40)
+    assert kernel_distance(a, b[:40]) == kernel_distance(a, b[:40], subset=40)
+
+
+def test_precision_and_recall_look_at_three_neighbours():
+    """On a line of integers the third neighbour of an inner point is 2 away."""
+    line = torch.arange(50.0)[:, None].repeat(1, 2) / 2**0.5
+    between = torch.tensor([[20.0, 20.0], [20.0, 20.0]]) / 2**0.5 + torch.tensor(
+        [[1.4, -1.4], [1.6, -1.6]]
+    )
+    far = torch.full((3, 2), 1e4)
+    inside, _ = precision_recall(torch.cat([between[:1], far]), line)
+    outside, _ = precision_recall(torch.cat([between[1:], far]), line)
+    assert (inside, outside) == (0.25, 0)
+    assert precision_recall(torch.cat([between[:1], far]), line, neighbours=2)[0] == 0
+
+
+def test_different_is_symmetric_and_partners_depend_on_the_seed():
+    labels = torch.tensor([3, 3, 5])
+    no, yes = False, True
+    assert different(labels).tolist() == [[no, no, yes], [no, no, yes], [yes, yes, no]]
+    everyone = torch.ones(50, 50, dtype=torch.bool)
+    assert torch.equal(partners(everyone, 1), partners(everyone, 1))
+    assert not torch.equal(partners(everyone, 1), partners(everyone, 2))
+    assert len(partners(everyone, 1).unique()) > 20  # anyone may be drawn
+
+
+# ---------------------------------------------------------------- the panel
+
+
+def fake_judge(x: torch.Tensor):
+    """Features: the mean of each channel; everything is seen as class 1 and colour 2."""
+    n = len(x)
+    return x.mean((2, 3)), {"class": torch.full((n,), 1), "colour": torch.full((n,), 2)}
+
+
+def test_a_panel_is_a_few_test_images_by_seed_with_hints_strangers_and_a_reference():
+    test = load("shapes", "test", limit=60)
+    one, same, other = (Panel(test, fake_judge, canny, 20, seed) for seed in (0, 0, 1))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:20]
+    assert torch.equal(other.data.images, test.images[order]) and len(other) == 20
+    assert other.captions == [test.captions.full()[i] for i in order]
+    assert torch.equal(one.data.images, same.data.images) and torch.equal(
+        one.strangers, same.strangers
+    )
+    assert torch.equal(one.data.images, Panel(test, fake_judge, canny, 20).data.images)
+    assert not torch.equal(one.data.images, other.data.images)
+    assert torch.equal(one.hints, canny(one.data.images))
+    classes = one.labels["class"]
+    assert torch.equal(classes[one.strangers], classes)
+    assert (one.strangers != torch.arange(20)).all()
+    assert torch.equal(one.reference, to_float(test.images).mean((2, 3)))
+    shares = {
+        k: (test.labels[k] == v).float().mean().item() for k, v in (("class", 1), ("colour", 2))
+    }
+    assert one.accuracy == pytest.approx(shares) and one.accuracy["class"] != one.accuracy["colour"]
+
+
+def test_samples_are_measured_against_their_own_hints_and_those_of_strangers():
+    panel = Panel(load("shapes", "test", limit=60), fake_judge, silhouette, 20)
+    x = to_float(panel.data.images[:12])
+    sampled = panel.measured(x)
+    assert torch.equal(sampled.x, x) and torch.equal(sampled.features, x.mean((2, 3)))
+    assert sampled.seen["colour"].tolist() == [2] * 12
+    assert torch.equal(sampled.ef0, torch.ones(12))
+    strangers = panel.hints[panel.strangers[:12]]
+    assert torch.equal(sampled.ch, edge_f1(silhouette(to_uint8(x)), strangers))
+    assert sampled.ch.min() < 1
+
+
+def test_a_round_trip_is_the_same_in_any_batches(monkeypatch, ldm):
+    ldm.vae.scale.fill_(3.0)
+    images = torch.randint(0, 256, (5, 1, 32, 32), dtype=torch.uint8)
+    expected = ldm.vae.decode(ldm.vae.encode(to_float(images)))
+    monkeypatch.setattr(panel_file, "BATCH", 2)
+    x = reconstruct(ldm.vae.requires_grad_(True), images)
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    assert not x.requires_grad
+
+
+def test_image_i_of_many_batches_has_its_own_seed_prompt_and_hint(monkeypatch):
+    ldm = small_ldm()
+    ldm.vae.scale.fill_(0.05)  # so that some pixels overshoot
+    hints = torch.rand(5, 1, 32, 32) < torch.linspace(0.1, 0.9, 5).reshape(5, 1, 1, 1)
+
+    def controlnet(z_t, t, context, hint):
+        features = ldm.unet.encoder(ldm.unet.stem(z_t), ldm.unet.time_embed(t), context)
+        return [f * hint.mean((1, 2, 3), keepdim=True) for f in features]
+
+    control = Control(controlnet, hints, weight=2.0)
+    prompts = ["a red circle", "a ring", "a blue ring", "", "a circle"]
+    how = {"steps": 2, "guidance": 3.0}
+    monkeypatch.setattr(panel_file, "BATCH", 2)
+    entered = []
+    machine = SimpleNamespace(autocast=lambda: nullcontext(entered.append(1)))
+    x = sample_images(ldm.requires_grad_(True), prompts, machine, [control], seed=10, **how)
+    assert x.shape == (5, 1, 32, 32) and len(entered) == 3 and not x.requires_grad
+    for i, prompt in enumerate(prompts):
+        bound = [control._replace(hint=hints[i : i + 1])]
+        z = last(generate(ldm, [prompt], controls=bound, seed=10 + i, **how))
+        expected = ldm.vae.decode(z).clamp(-1, 1).detach()
+        torch.testing.assert_close(x[i : i + 1], expected, rtol=1e-3, atol=1e-3)
+    assert x.abs().max() == 1 and x.std() > 0.01
+    assert torch.equal(
+        sample_images(ldm, prompts[:2], machine, **how),
+        sample_images(ldm, prompts[:2], machine, seed=0, **how),
+    )
+
+
+def test_prompts_that_say_little_and_prompts_that_conflict():
+    data = load("shapes", "test", limit=50)
+    settings = prompt_settings(data, seed=3)
+    assert settings["none"][1] == settings["insufficient"][1] == {}
+    assert settings["insufficient"][0] == ["a photo"] * 50
+    assert all(torch.equal(settings["perfect"][1][name], data.labels[name]) for name in data.labels)
+    first, second = different(data.labels["class"]), different(data.labels["colour"])
+    for name, allowed in (("conflicting", first & second), ("changed", ~first & second)):
+        chosen = data.subset(partners(allowed, 3))
+        assert settings[name][0] == chosen.captions.full()
+        assert all(torch.equal(settings[name][1][k], chosen.labels[k]) for k in data.labels)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_cells_have_three_digits():
+    values = (None, 0.123456, 1234.5, 12, "x", Estimate(0.5, 0.25, 0.75))
+    assert [*map(cell, values)] == ["-", "0.123", "1.23e+03", "12", "x", "0.5 [0.25, 0.75]"]
+
+
+def test_rows_of_other_columns_start_another_table():
+    rows = [{"a": 1, "b": 0.5}, {"a": 2, "b": None}, {"c": "x"}]
+    lines = [
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 | 0.5 |",
+        "| 2 | - |",
+        "",
+        "| c |",
+        "| --- |",
+        "| x |",
+    ]
+    assert table(rows).splitlines() == lines
+
+
+def test_an_estimate_is_plain_in_json():
+    row = {"fd": Estimate(2.0, 1.5, 2.5), "n": 3, "base": {"acc": Estimate(0.5, 0.4, 0.6)}}
+    base = {"acc": 0.5, "acc_interval": [0.4, 0.6]}
+    assert plain(row) == {"fd": 2.0, "fd_interval": [1.5, 2.5], "n": 3, "base": base}
+
+
+def evaluation() -> dict:
+    seconds = {"vae": 60.0, "base": 90.0, "control": 30.0, "evaluate": 1000.0}
+    row = {"gain": 0.7, "gain_interval": [0.6, 0.8], "fd": 2.0}
+    base = {"fd": 3.0, "acc_class": 0.9}
+    return {"vae": {"ce": 0.87}, "base": base, "control": {"perfect": row}, "seconds": seconds}
+
+
+def test_a_point_of_the_curve_counts_the_minutes_of_the_three_trainings(tmp_path):
+    files.write_json(tmp_path / "a.json", evaluation())
+    expected = {"minutes": 3.0, "gain": Estimate(0.7, 0.6, 0.8), "fd": 2.0, "base_fd": 3.0}
+    assert point(tmp_path / "a.json") == {**expected, "acc": 0.9, "ce": 0.87}
+
+
+def test_a_comparison_prints_its_points_by_minutes_then_their_spread(tmp_path, monkeypatch, capfd):
+    for name, minutes, gain_of_it in (("b", 9.0, 0.8), ("a", 3.0, 0.6)):
+        content = evaluation()
+        content["seconds"]["base"] += 60 * (minutes - 3)
+        content["control"]["perfect"] |= {"gain": gain_of_it, "gain_interval": [0.5, 0.9]}
+        files.write_json(tmp_path / f"{name}.json", content)
+    monkeypatch.setattr("tinyldm.evaluate.compare.draw", lambda points, out: None)
+    paths = [tmp_path / "b.json", tmp_path / "a.json"]
+    compare(paths, tmp_path / "curve.png")
+    points = [point(path) for path in reversed(paths)]
+    both = {"minutes": Estimate(6.0, 3.0, 9.0), "gain": Estimate(0.7, 0.6, 0.8)}
+    same = {k: Estimate(*[points[0][k]] * 3) for k in ("fd", "base_fd", "acc", "ce")}
+    over = "Over these runs, mean [smallest, largest]:"
+    printed = [table(points), over, table([both | same])]
+    assert capfd.readouterr().out.strip().split("\n\n") == printed
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--plot"):
+        compare(paths, tmp_path / "file" / "curve.png")
+    assert capfd.readouterr().out == ""
+
+
+def test_curves_are_drawn_over_minutes_with_the_ends_of_their_intervals(tmp_path, monkeypatch):
+    files.write_json(tmp_path / "a.json", evaluation())
+    drawn, pyplot = [], pytest.importorskip("matplotlib.pyplot")
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    closed: list = []
+    monkeypatch.setattr(pyplot, "close", closed.append)
+    errorbar = axes.errorbar
+
+    def watch(self, x, y, errors, fmt, capsize, label):
+        drawn.append((self, x, y, errors, fmt, label))
+        return errorbar(self, x, y, errors, fmt=fmt, capsize=capsize, label=label)
+
+    monkeypatch.setattr(axes, "errorbar", watch)
+    compare([tmp_path / "a.json"] * 2, tmp_path / "deep" / "down" / "curve.png")
+    assert (tmp_path / "deep" / "down" / "curve.png").exists()
+    assert closed == [drawn[0][0].figure]  # many curves would fill the memory
+    assert [(fmt, name) for *_, fmt, name in drawn] == [c[1:] for cs in CURVES.values() for c in cs]
+    values = {"gain": 0.7, "base_fd": 3.0, "fd": 2.0, "acc": 0.9, "ce": 0.87}
+    keys = [key for curves in CURVES.values() for key, *_ in curves]
+    for key, (ax, x, y, errors, *_) in zip(keys, drawn, strict=True):
+        assert x == [3.0, 3.0] and y == [values[key]] * 2 and ax.get_xscale() == "log"
+        ends = [[0.1] * 2] * 2 if key == "gain" else [[0.0] * 2] * 2
+        torch.testing.assert_close(torch.tensor(errors), torch.tensor(ends))
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["3", "3"]
+    assert [ax.get_ylabel() for ax in drawn[0][0].figure.axes] == list(CURVES)

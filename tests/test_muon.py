@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tinyldm.training.optimizer import Muon, orthogonal, unwide, wide
+from tinyldm.training.optimizer import Muon, build_optimizer, orthogonal, unwide, wide
+from tinyldm.training.settings import FitSettings
 
 
 def test_orthogonal_keeps_the_singular_vectors_and_brings_the_values_near_1():
@@ -94,3 +95,77 @@ def test_a_matrix_without_a_gradient_stays_as_it_is():
     used(torch.ones(2, 24)).pow(2).mean().backward()
     optimizer.step()
     assert torch.equal(unused.weight, before[0]) and not torch.equal(used.weight, before[1])
+
+
+def muon_step(p: torch.Tensor, gradient: torch.Tensor, m: torch.Tensor, lr, decay, momentum):
+    """One step on a matrix, written out: Nesterov momentum, five iterations, the length of AdamW's."""
+    m = momentum * m + (1 - momentum) * gradient
+    x = (1 - momentum) * gradient + momentum * m
+    flip = x.shape[0] > x.shape[1]
+    x = x.T if flip else x
+    x = x / x.norm()
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    length = 0.2 * max(x.shape) ** 0.5
+    x = x.T if flip else x
+    return (1 - lr * decay) * p - lr * length * x, m
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (40, 16), (16, 40), (32, 4, 3, 3)])
+def test_three_steps_of_a_matrix_by_hand(shape):
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.randn(shape, generator=generator))
+    expected = p.detach().flatten(1).clone()
+    m = torch.zeros_like(expected)
+    optimizer = Muon([p], lr=0.1, weight_decay=0.3)
+    for _ in range(3):
+        p.grad = torch.randn(shape, generator=generator)
+        expected, m = muon_step(expected, p.grad.flatten(1), m, 0.1, 0.3, 0.95)
+        optimizer.step()
+        assert p.grad is None
+        torch.testing.assert_close(p.detach().flatten(1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_momentum_and_the_learning_rate_of_the_group_are_used():
+    p, gradient = nn.Parameter(torch.eye(16)), torch.randn(16, 16)
+    optimizer = Muon([p], lr=9.0, weight_decay=0.5, momentum=0.5)
+    optimizer.param_groups[0]["lr"] = 0.01  # as the warm-up does
+    p.grad = gradient.clone()
+    expected, _ = muon_step(torch.eye(16), gradient, torch.zeros(16, 16), 0.01, 0.5, 0.5)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_are_those_with_16_rows_and_columns():
+    shapes = [(16, 16), (15, 99), (99, 15), (16, 2, 3, 3), (16, 1, 4, 4), (64, 1, 3, 3), (300,)]
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = Muon(parameters, lr=0.1, weight_decay=0.0)
+    grouped = {id(p) for group in optimizer.shapes.values() for p in group}
+    assert [id(p) in grouped for p in parameters] == [True, False, False, True, True, False, False]
+    assert {shape: len(group) for shape, group in optimizer.shapes.items()} == {
+        (16, 16): 2,
+        (16, 18): 1,
+    }
+
+
+def test_orthogonal_of_nothing_is_nothing_and_takes_five_iterations():
+    assert torch.equal(orthogonal(torch.zeros(2, 16, 20)), torch.zeros(2, 16, 20))
+    x = torch.randn(2, 16, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(orthogonal(x), orthogonal(x, 5))
+    torch.testing.assert_close(orthogonal(x, 0), x / x.norm(dim=(1, 2), keepdim=True))
+    torch.testing.assert_close(orthogonal(x[1:]), orthogonal(x)[1:])  # each on its own
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_the_optimizer_of_the_settings(name):
+    settings = FitSettings(optimizer=name, lr=0.03, weight_decay=0.07)
+    optimizer = build_optimizer(settings, nn.Linear(20, 20).parameters(), torch.bfloat16)
+    assert isinstance(optimizer, torch.optim.AdamW) and isinstance(optimizer, Muon) == (
+        name == "muon"
+    )
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.03, 0.07) and group["fused"]
+    if isinstance(optimizer, Muon):
+        assert optimizer.dtype == torch.bfloat16 and optimizer.momentum == 0.95
+        assert Muon([nn.Parameter(torch.ones(1))], 0.1, 0.1).dtype == torch.float32

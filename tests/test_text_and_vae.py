@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tinyldm.sample import unknown_words
 from tinyldm.text import TextConfig, TextEncoder, Tokenizer, words
-from tinyldm.vae import VAE, VAEConfig, vae_loss
+from tinyldm.vae import VAE, Down, SelfAttention, VAEConfig, vae_loss
 
 TOKENIZER = Tokenizer.from_captions(["A dark T-shirt!", "a light boot"], length=4)
 
@@ -25,6 +25,33 @@ def test_tokenizer_pads_cuts_and_marks_unknown_words():
         [2, 1, 3, 2],
     ]
     assert TOKENIZER.encode([]).shape == (0, 4)
+
+
+def test_a_tokenizer_keeps_the_most_frequent_words():
+    captions = ["z z z b", "b a", "c b a"]
+    assert Tokenizer.from_captions(captions, 4, most=2).vocabulary == ["<pad>", "<unk>", "b", "z"]
+    many = [f"w{i}" for i in range(10_002)]
+    assert len(Tokenizer.from_captions(many, 4).vocabulary) == 2 + 10_000
+
+
+@pytest.mark.parametrize("start", [[], ["<pad>"], ["<unk>", "<pad>"], ["<pad>", "a", "<unk>"]])
+def test_a_vocabulary_starts_with_padding_and_the_unknown_word(start):
+    with pytest.raises(ValueError, match="a vocabulary starts with '<pad>', '<unk>', got"):
+        Tokenizer(start, 4)
+    assert Tokenizer(["<pad>", "<unk>"], 4).encode(["a"]).tolist() == [[1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("x-ray--vision -a- b-", ["x-ray", "vision", "a", "b"]),
+        ("under_score 3d", ["under", "score", "3d"]),
+        ("Éclair ÜBER", ["éclair", "über"]),
+        (" \n,.! ", []),
+    ],
+)
+def test_words_keep_inner_hyphens_only(caption, expected):
+    assert words(caption) == expected
 
 
 def test_tokenizer_tells_the_words_that_it_does_not_know():
@@ -57,6 +84,22 @@ def test_text_encoder_shapes_order_and_padding_matter():
     assert not torch.allclose(
         context[0, 0], context[2, 0]
     )  # nothing is masked, so a later token changes the first
+
+
+def test_a_text_encoder_is_words_and_positions_then_pre_norm_blocks_then_a_norm():
+    torch.manual_seed(0)
+    config = TextConfig(vocabulary=7, length=4, width=16, layers=3, heads=2)
+    encoder, tokens = TextEncoder(config), TOKENIZER.encode(["a dark boot", "light"])
+    for start in (encoder.words.weight, encoder.positions):
+        assert 0.01 < start.std() < 0.03 and abs(start.mean()) < 0.01
+    randomise(encoder)
+    x = encoder.words.weight[tokens] + encoder.positions
+    assert len(encoder.blocks) == 3
+    for block in encoder.blocks:
+        assert block.attention.heads == 2
+        x = x + block.attention(block.norm1(x))
+        x = x + block.feed_forward(block.norm2(x))
+    torch.testing.assert_close(encoder(tokens), encoder.norm(x))
 
 
 def small_vae(k: int = 1) -> VAE:
@@ -100,3 +143,64 @@ def test_vae_loss_is_reconstruction_plus_kl():
     normal = torch.distributions.Normal(mean, (logvar / 2).exp())
     kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(with_kl - without, 2 * kl, rtol=1e-4, atol=1e-5)
+
+
+def test_the_likelihood_of_a_latent_is_kept_between_exp_minus_30_and_exp_20():
+    vae = small_vae().requires_grad_(False)
+    x = torch.rand(2, 1, 32, 32) * 2 - 1
+    mean, logvar = vae.quant(vae.encoder(x)).chunk(2, dim=1)
+    assert torch.equal(vae.posterior(x)[0], mean) and torch.equal(vae.posterior(x)[1], logvar)
+    for bias, expected in ((1000.0, 20.0), (-1000.0, -30.0)):
+        vae.quant.bias[4:] = bias
+        assert (vae.posterior(x)[1] == expected).all()
+        assert torch.equal(vae.posterior(x)[0], mean)
+
+
+@torch.no_grad()
+def test_latents_are_the_posteriors_mean_times_the_scale_and_are_divided_by_it_again():
+    vae, x = small_vae(), torch.rand(2, 1, 32, 32) * 2 - 1
+    assert vae.scale == 1 and vae.scale.shape == ()
+    mean, _ = vae.posterior(x)
+    vae.scale.fill_(4.0)
+    assert torch.equal(vae.encode(x), 4 * mean)
+    assert torch.equal(vae.decode(4 * mean), vae.decoder(vae.post_quant(mean)))
+    z = 3 * torch.randn(50, 4, 8, 8)
+    scaled = vae.set_scale(z)
+    torch.testing.assert_close(scaled, z / z.std())
+    torch.testing.assert_close(vae.scale, 4 / z.std())  # of what is encoded from now on
+    assert "scale" in vae.state_dict()
+
+
+@torch.no_grad()
+def test_vae_loss_by_hand_draws_its_latents_and_is_free_of_the_scale():
+    vae, x = small_vae(), torch.rand(4, 1, 32, 32) * 2 - 1
+    losses = []
+    for scale in (1.0, 5.0):
+        vae.scale.fill_(scale)
+        torch.manual_seed(1)
+        losses.append(vae_loss(vae, x, 0.0))
+    torch.manual_seed(1)
+    mean, logvar = vae.posterior(x)
+    z = mean + logvar.exp().sqrt() * torch.randn(mean.shape)
+    error = vae.decoder(vae.post_quant(z)) - x
+    expected = error.abs().mean() + error.pow(2).mean()
+    torch.testing.assert_close(torch.stack(losses), torch.stack([expected] * 2))
+
+
+def test_an_autoencoders_down_pads_on_the_right_and_below():
+    module, x = Down(3), torch.randn(2, 3, 6, 8)
+    padded = torch.zeros(2, 3, 7, 9)
+    padded[:, :, :6, :8] = x
+    expected = torch.nn.functional.conv2d(padded, module.conv.weight, module.conv.bias, stride=2)
+    assert expected.shape == (2, 3, 3, 4)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_an_autoencoders_attention_is_between_positions_row_by_row():
+    torch.manual_seed(0)
+    module, x = randomise(SelfAttention(4, 2), std=0.3), 0.01 * torch.randn(2, 4, 3, 5)
+    norm = module.norm
+    y = torch.nn.functional.group_norm(x, 2, norm.weight, norm.bias, 1e-6)
+    y = module.attention(y.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(module(x), x + y)
+    assert module.attention.heads == 1 and module.attention.q.bias is not None
