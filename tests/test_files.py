@@ -138,12 +138,15 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
         files.temporary_name(tmp_path / name)
         for name in ("a", "deep/b.json", "checkpoint-3", "deep/c")
     ]
+    stale.append(files.temporary_name(tmp_path))
+    other = files.temporary_name(tmp_path.with_name(f"{tmp_path.name}.png"))
     for path in stale[:2]:
         path.write_bytes(b"half")
     for path in stale[2:]:
         path.mkdir()
         (path / "state").write_bytes(b"half")
-    kept = [tmp_path / name for name in ("a", "notes.tmp", ".hidden", "deep/b.json")]
+    names = ("a", "notes.tmp", ".notes.tmp", ".hidden", "deep/b.json")
+    kept = [*(tmp_path / name for name in names), other]
     for path in kept:
         path.write_bytes(b"mine")
     files.sweep(tmp_path)
@@ -340,14 +343,14 @@ def run(tmp_path_factory) -> Path:
     files.write_json(folder / "base" / "settings.json", chosen)
     save_base(folder / "base", ldm, torch.randn(4, *ldm.latent_shape))
     controlnet = randomise(ControlNet(ldm.unet, ControlNetConfig(1, (4, 4, 8))))
-    save_control(folder / "control", controlnet, "canny", folder / "base")
+    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
     return folder
 
 
 def used(folder: Path) -> None:
     """Everything that is read from the two folders, to the first step of an image."""
-    ldm = load_base(folder / "base")
     data_settings(folder / "base")
+    ldm = load_base(folder / "base")
     load_control(folder / "control", folder / "base", ldm)
     z = next(generate(ldm, ["a red ring"], steps=2))
     assert z.isfinite().all()
@@ -407,12 +410,12 @@ JSON_FILES += ["base/manifest.json", "control/config.json", "control/manifest.js
 
 
 @pytest.mark.parametrize("name", JSON_FILES)
-def test_tampered_json_is_one_clear_error_two_hundred_and_forty_times(run, tmp_path, name):
+def test_tampered_json_is_one_clear_error_two_hundred_times(run, tmp_path, name):
     """As they are, and sealed again as somebody would who means it: then some are just other runs."""
     rng, original = random.Random(name), json.loads((run / name).read_text())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
-    for i in range(40):
+    for i in range(34):
         folder = tmp_path / str(i)
         shutil.copytree(run, folder)
         (folder / name).write_text(json.dumps(tampered(original, rng)))
@@ -426,7 +429,7 @@ def test_tampered_json_is_one_clear_error_two_hundred_and_forty_times(run, tmp_p
             refused += 1
             assert "\n" not in str(error) and str(folder) in str(error)
         shutil.rmtree(folder)
-    assert refused > 25, refused
+    assert refused > 20, refused
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 

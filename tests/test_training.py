@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capfd, precision, optimizer
     assert exit.value.code == 128 + signal.SIGTERM and first.steps == 23  # the step was finished
     told, stopped = [line for line in capfd.readouterr().err.splitlines() if "stop" in line]
     assert told == "stopping: this step is saved first; a second signal stops at once"
-    assert stopped == "stopped after step 23 of line; --resume latest resumes it"
+    assert stopped == "stopped after step 23 of line; a run resumes by --resume latest"
     with process("cpu", precision) as machine:
         train(second, tmp_path / "parts", machine=machine, settings=settings)
     assert second.steps == 60 - 23
