@@ -102,17 +102,25 @@ def placed(*networks) -> None:
     Machine().place(*networks)
 
 
+@cache
 def base_of(folder: Path) -> LatentDiffusion:
     ldm = load_base(folder / "base")
     placed(ldm)
     return ldm
 
 
-def control_of(folder: Path, ldm: LatentDiffusion, hint: int, weight: float = 1.0) -> Control:
-    """The control with the edges of a hint's picture, which are found as in the training."""
-    controlnet, _ = load_control(folder / "control", folder / "base", ldm)
+@cache
+def controlnet_of(folder: Path) -> ControlNet:
+    controlnet, _ = load_control(folder / "control", folder / "base", base_of(folder))
     placed(controlnet)
-    return Control(controlnet, canny(load("shapes", "test", limit=2).images[[hint]]), weight)
+    return controlnet
+
+
+def control_of(folder: Path, hint: int, weight: float = 1.0) -> Control:
+    """The control with the edges of a hint's picture, which are found as in the training."""
+    return Control(
+        controlnet_of(folder), canny(load("shapes", "test", limit=2).images[[hint]]), weight
+    )
 
 
 @cache
@@ -121,7 +129,7 @@ def expected(
 ) -> list[np.ndarray]:
     """The tiles of a row, by `generate` and `decode` with these arguments."""
     ldm = base_of(folder)
-    controls = [] if hint is None else [control_of(folder, ldm, hint, weight)]
+    controls = [] if hint is None else [control_of(folder, hint, weight)]
     z = last(generate(ldm, [prompt] * n, controls=controls, **settings))
     return [enlarged(x) for x in (*(hint_image(c.hint[0]) for c in controls), *ldm.vae.decode(z))]
 
@@ -217,16 +225,14 @@ def test_a_hint_that_is_edges_is_taken_as_it_is(runs, tmp_path):
     outline[:, 8:24, 8], outline[:, 8, 8:24] = 1, 1
     save_image(tmp_path / "edges.png", hint_image(outline))
     pixels = steered(runs, *QUICK, "--hint", tmp_path / "edges.png", "--hint-is-edges")
-    control = control_of(runs, ldm, 0)._replace(hint=outline[None] > 0)
+    control = control_of(runs, 0)._replace(hint=outline[None] > 0)
     z = last(generate(ldm, [RED] * 2, steps=3, controls=[control]))
     assert same(tiles(pixels), [enlarged(x) for x in (hint_image(outline), *ldm.vae.decode(z))])
     assert not same(tiles(pixels), tiles(steered(runs, *QUICK, "--hint", tmp_path / "edges.png")))
 
 
 def test_a_control_of_another_condition_takes_that_of_the_hint(runs, tmp_path):
-    ldm = load_base(runs / "base")
-    controlnet, _ = load_control(runs / "control", runs / "base", ldm)
-    save_control(tmp_path / "control", controlnet, "silhouette", runs / "base")
+    save_control(tmp_path / "control", controlnet_of(runs), "silhouette", runs / "base")
     flags = ("--control", tmp_path / "control", "--hint", runs / "0.png")
     shown = tiles(drawn(runs, *QUICK, *flags))[0]
     picture = load("shapes", "test", limit=1).images[0].float()
@@ -273,7 +279,7 @@ def test_sample_names_its_file_and_the_words_that_were_never_trained(runs, capfd
 
 
 def test_a_hint_without_edges_is_noted_and_one_of_half_edges_is_not(runs, tmp_path, capfd):
-    ldm, picture = load_base(runs / "base"), -torch.ones(1, 32, 32)
+    ldm, picture = base_of(runs), -torch.ones(1, 32, 32)
     save_image(tmp_path / "p.png", picture)
     assert not sample.read_hint(tmp_path / "p.png", ldm, "canny", False).any()
     assert capfd.readouterr().err == f"note: {tmp_path / 'p.png'} has no edges\n"
@@ -356,7 +362,7 @@ def test_a_control_of_another_base_is_used_only_if_told(runs, tmp_path):
     ldm = base_of(tmp_path)
     controlnet, _ = load_control(runs / "control", tmp_path / "base", ldm, True)
     placed(controlnet)
-    control = control_of(runs, load_base(runs / "base"), 0)._replace(controlnet=controlnet)
+    control = control_of(runs, 0)._replace(controlnet=controlnet)
     z = last(generate(ldm, [RED] * 2, steps=3, controls=[control]))
     images = [enlarged(x) for x in ldm.vae.decode(z)]
     assert same(tiles(drawn(tmp_path, *flags, "--transfer"))[1:], images)
@@ -432,9 +438,7 @@ def test_the_base_is_measured_by_the_images_of_these_settings(measured, panel, s
 
 def test_the_control_is_measured_under_each_prompt_setting(runs, measured, panel, sampled):
     ldm = base_of(runs)
-    controlnet, _ = load_control(runs / "control", runs / "base", ldm)
-    placed(controlnet)
-    control = Control(controlnet, panel.hints)
+    control = Control(controlnet_of(runs), panel.hints)
     ceiling, _ = panel.edge_scores(reconstruct(ldm.vae, panel.data.images))
     settings, without = prompt_settings(panel.data, 5), {}
     assert list(measured["control"]) == list(settings)
@@ -538,7 +542,7 @@ def test_ten_test_images_are_enough_and_nine_are_not(runs, tmp_path, monkeypatch
         chosen = json.loads((runs / "base" / "settings.json").read_text())
         chosen["data"]["limit"] = limit
         files.write_json(tmp_path / str(limit) / "settings.json", chosen)
-        save_base(tmp_path / str(limit), load_base(runs / "base"))
+        save_base(tmp_path / str(limit), base_of(runs))
     evaluate(EvaluateSettings(tmp_path / "10"))
     with pytest.raises(UserError, match=r"its --limit leaves 9 test images; 10 are needed"):
         evaluate(EvaluateSettings(tmp_path / "9"))
