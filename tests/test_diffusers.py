@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -507,6 +507,12 @@ def test_an_export_names_its_sizes_and_without_a_control_has_none(runs, tmp_path
 def test_bad_command_lines_are_one_line_errors(args, word):
     with pytest.raises(UserError, match=word):
         main(parse(Export | Import, args=args))
+
+
+def test_settings_stay_as_they_were_given():
+    for settings in (Export(Path("out")), Import(Path("theirs"), Path("out"))):
+        with pytest.raises(FrozenInstanceError):
+            settings.base = Path("another")
 
 
 def wrong_copy(folder, target, changes):

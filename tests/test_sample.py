@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -501,6 +501,12 @@ def test_a_base_alone_is_measured_in_bf16_if_asked_and_writes_no_file(runs, monk
     assert (results["n"], results["seed"], results["precision"]) == (64, 0, "bfloat16")
     assert results["control"] == {} and set(results["seconds"]) == {"vae", "base", "evaluate"}
     assert "prompts" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [sample.SampleSettings, EvaluateSettings])
+def test_settings_stay_as_they_were_checked(kind):
+    with pytest.raises(FrozenInstanceError):
+        kind().steps = -1
 
 
 def test_what_evaluate_takes_by_default():
