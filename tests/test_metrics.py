@@ -261,17 +261,29 @@ def test_the_classifier_halves_the_picture_three_times_and_averages_128_features
     assert [y.shape for y in logits] == [(2, 4), (2, 6)]
 
 
-def test_the_judge_takes_images_of_any_number_and_size_and_clamps_them():
+def test_the_judge_takes_images_of_any_size_and_clamps_them():
     torch.manual_seed(0)
     judge = Judge(Classifier(1, (3, 5)), ("class", "tone"))
-    x = 3 * torch.randn(501, 1, 64, 64)
+    x = 3 * torch.randn(5, 1, 64, 64)
     features, seen = judge(x)
-    halved = F.avg_pool2d(x.clamp(-1, 1), 2)
-    expected = judge.classifier.body(halved)
-    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(features, judge.classifier.body(F.avg_pool2d(x.clamp(-1, 1), 2)))
     assert not features.requires_grad and list(seen) == ["class", "tone"]
     for found, head in zip(seen.values(), judge.classifier.heads, strict=True):
         assert torch.equal(found, head(features).argmax(1))
+
+
+def test_the_judge_takes_many_images_in_parts_of_500():
+    parts = []
+
+    def body(x):
+        parts.append(len(x))
+        return x.flatten(1)
+
+    x = torch.rand(1001, 1, 32, 32)
+    judge = Judge(SimpleNamespace(body=body, heads=[lambda f: f[:, :2]]), ("class",))
+    features, seen = judge(x)
+    assert parts == [500, 500, 1] and torch.equal(features, x.flatten(1))
+    assert torch.equal(seen["class"], features[:, :2].argmax(1))
 
 
 def test_the_loss_of_the_judge_adds_that_of_every_label_on_pictures_in_one():

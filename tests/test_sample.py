@@ -19,6 +19,7 @@ from tinyldm.data import load
 from tinyldm.data.conditions import canny
 from tinyldm.data.dataset import to_float, to_uint8
 from tinyldm.data.pictures import hint_image, save_grid, save_image
+from tinyldm.diffusion import Schedule
 from tinyldm.evaluate import __main__ as evaluate_file
 from tinyldm.evaluate.__main__ import EvaluateSettings
 from tinyldm.evaluate.__main__ import main as evaluate
@@ -321,6 +322,16 @@ def test_flags_that_do_not_fit_are_one_line(runs, name):
         drawn(runs, *flags)
 
 
+def test_a_base_takes_as_many_steps_as_it_has_timesteps(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    ldm = load_base(runs / "base")
+    ldm.schedule = Schedule(3)
+    save_base(tmp_path / "base", ldm)
+    assert len(tiles(drawn(tmp_path, *QUICK, "--steps", 3))) == 2
+    with pytest.raises(UserError, match="--steps 4: the base has only 3 timesteps"):
+        drawn(tmp_path, *QUICK, "--steps", 4)
+
+
 def test_flags_that_fit_are_accepted_before_any_work(tmp_path):
     a, b, c = map(Path, "abc")
     for settings in (
@@ -549,7 +560,7 @@ def test_ten_test_images_are_enough_and_nine_are_not(runs, tmp_path, monkeypatch
         chosen["data"]["limit"] = limit
         files.write_json(tmp_path / str(limit) / "settings.json", chosen)
         save_base(tmp_path / str(limit), base_of(runs))
-    evaluate(EvaluateSettings(tmp_path / "10"))
+    evaluate(EvaluateSettings(tmp_path / "10", steps=1000))  # as many as there are
     with pytest.raises(UserError, match=r"its --limit leaves 9 test images; 10 are needed"):
         evaluate(EvaluateSettings(tmp_path / "9"))
 
