@@ -30,6 +30,7 @@ from tinyldm.claims.sweep import difference
 from tinyldm.data import load
 from tinyldm.evaluate.metrics import Estimate
 from tinyldm.evaluate.tables import table
+from tinyldm.support import files
 from tinyldm.support.errors import UserError
 from tinyldm.training.machine import Machine
 
@@ -302,3 +303,18 @@ def test_nothing_asks_git_while_modules_load(monkeypatch):
 
 def test_the_settings_of_the_report_are_larger_than_quicks():
     assert Settings().n > QUICK.n and Settings().base_fit.steps > QUICK.base_fit.steps
+
+
+def test_what_was_trained_is_kept_with_its_checksum(tmp_path):
+    store, trainings = Store(tmp_path), []
+
+    def train(folder):
+        trainings.append(folder)
+        return {"w": torch.arange(3.0)}
+
+    for _ in range(2):
+        assert torch.equal(store.get({"kind": "arm"}, train)["w"], torch.arange(3.0))
+    assert len(trainings) == 1
+    files.write_tensors(trainings[0] / "weights.safetensors", {"w": torch.zeros(3)})
+    with pytest.raises(UserError, match=rf"weights.*checksum differs; delete {trainings[0]}"):
+        store.get({"kind": "arm"}, train)

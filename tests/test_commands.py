@@ -246,6 +246,8 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--lr", "abc"], ["--lr", "abc"]),
         (["--lr", "-1"], ["--lr"]),
         (["--steps", "-5"], ["--steps"]),
+        (["--precision", "fp16"], ["--precision", "fp16"]),
+        (["--lr", "0"], ["--lr 0.0: must be more than 0"]),
         (["--preset", "huge"], ["--preset", "huge", "cpu"]),
         (["--preset", "tiny", "--resolution", 33], ["--resolution", "33"]),
         (["--seed", "-1"], ["--seed", "between 0 and 18446744073709551615"]),

@@ -398,6 +398,15 @@ def test_pieces_of_two_exports_are_never_imported_together(runs, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_nobody_sealed_is_imported_with_a_note(runs, tmp_path, capsys):
+    shutil.copytree(runs / "exported", tmp_path / "theirs")
+    (tmp_path / "theirs" / "manifest.json").unlink()
+    main(Import(tmp_path / "theirs", tmp_path / "new", runs / "base"))
+    assert "nothing says that controlnet/ belongs to unet/" in capsys.readouterr().err
+    main(Import(runs / "exported", tmp_path / "ours", runs / "base"))
+    assert "note" not in capsys.readouterr().err
+
+
 def test_an_import_is_whole_or_not_there(runs, tmp_path, monkeypatch):
     write = files.write_tensors
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from tinyldm.support import files
+from tinyldm.support.sealed import Sealed, is_sealed, seal
 from tinyldm.training.checkpoint import Checkpoints
 
+TRAINED, WEIGHTS = "trained.json", "weights.safetensors"
 Key = Mapping[str, Any]  # "kind", and everything else that determines what is stored under it
 
 
@@ -52,9 +54,8 @@ class Store:
         for checkpoints, from which an interrupted training is resumed.
         """
         start, folder = time.perf_counter(), self.folder / name_of(key)
-        path = folder / "weights.safetensors"
         with files.locked(folder / "lock"):
-            if not path.exists():
+            if not is_sealed(folder):
                 files.write_json(folder / "arm.json", key)
                 tensors = train(folder)
                 circumstances = {
@@ -63,13 +64,14 @@ class Store:
                     "threads": torch.get_num_threads(),
                     "load": round(os.getloadavg()[0], 1),
                 }
-                files.write_json(folder / "trained.json", circumstances)
-                files.write_tensors(path, dict(tensors))
+                sums = {TRAINED: files.write_json(folder / TRAINED, circumstances)}
+                sums[WEIGHTS] = files.write_tensors(folder / WEIGHTS, tensors)
+                seal(folder, sums)
                 Checkpoints(folder).clear()
         self.aside += time.perf_counter() - start
-        remedy = f"delete {folder}"
-        self.trained[folder.name] = files.read_json(folder / "trained.json", remedy)
-        return files.read_tensors(path, remedy)
+        sealed = Sealed(folder, f"delete {folder}")
+        self.trained[folder.name] = sealed.decoded(TRAINED, dict[str, Any])
+        return files.read_tensors(folder / WEIGHTS, sealed.remedy, sealed.checksum(WEIGHTS))
 
     def keep(self, key: Key, make: Callable[[], Tensor]) -> Tensor:
         """The tensor stored under the key, made if there is none yet."""

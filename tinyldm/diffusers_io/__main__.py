@@ -108,6 +108,8 @@ def import_run(settings: Import) -> None:
         raise UserError(f"{settings.out}: holds runs already; name another folder")
     if is_sealed(folder):
         Sealed(folder, "export it again").verify()
+    elif (folder / "controlnet").exists():
+        print(f"note: {folder}: nothing says that controlnet/ belongs to unet/", file=sys.stderr)
     ldm = load_base(settings.base)
     unet, vae = import_unet(folder / "unet"), import_vae(folder / "vae")
     check_same(folder / "unet", unet.config, ldm.unet.config, "channels", "context_width")

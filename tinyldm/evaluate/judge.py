@@ -26,7 +26,7 @@ from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
 from tinyldm.training.networks import load_weights, save_weights
-from tinyldm.training.settings import FitSettings, Flat, RunSettings
+from tinyldm.training.settings import FitSettings, Flat, MachineSettings
 
 FOLDER = Path(__file__).parent / "classifiers"
 WIDTHS = (32, 64, 96, 128)
@@ -101,7 +101,7 @@ class JudgeSettings:
     data_dir: Path | None = None
     """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
     out: Path = FOLDER
-    run: Annotated[RunSettings, Flat] = RunSettings(precision="fp32")
+    run: Annotated[MachineSettings, Flat] = MachineSettings(precision="fp32")
     fit: Annotated[FitSettings, Flat] = FitSettings(
         steps=9000,
         batch_size=64,

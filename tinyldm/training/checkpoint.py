@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ class Checkpoints:
         """Save a step of the current training, verify that, and only then delete the oldest. UserError."""
         number = self.before + step
         path = self.path(number)
-        saved = log.entry(step=step, checkpoint=path.name)
+        saved, start = log.entry(step=step, checkpoint=path.name), time.perf_counter()
         files.discard(path)
         with files.whole_folder(path) as folder:
             sums = {
@@ -146,7 +147,7 @@ class Checkpoints:
             }
             seal(folder, sums, run=self.run, training=log.stage, step=str(number))
         self.open(number)
-        log.write(saved)
+        log.write({**saved, "save_seconds": round(time.perf_counter() - start, 3)})
         kept = [n for n in self.numbers() if self.before < n <= number]
         for old in kept[: -self.limit]:
             files.discard(self.path(old))

@@ -85,8 +85,8 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What both trainings need to know about the machine and the folder."""
+class MachineSettings:
+    """What a training needs to know about the machine, and its seed."""
 
     device: str = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
@@ -95,6 +95,17 @@ class RunSettings:
     multiplies it natively. On CUDA fp32 has TF32 matrix products."""
     compile: bool = False
     """torch.compile the networks: minutes at the start, then faster steps; needs a C++ compiler."""
+    seed: int = 0
+    """Data order, noise and initial weights are functions of it."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 2**64 - 1, "seed")
+
+
+@dataclass(frozen=True)
+class RunSettings(MachineSettings):
+    """The same, and what becomes of the run folder."""
+
     resume: Path | None = None
     """Resume the interrupted run that the output folder holds, bit for bit: latest, or the path of
     one of its checkpoints."""
@@ -105,11 +116,9 @@ class RunSettings:
     """Steps between checkpoints, the folders checkpoint-N."""
     checkpoints_total_limit: int = 2
     """Checkpoints of a training that are kept, the newest."""
-    seed: int = 0
-    """Data order, noise and initial weights are functions of it."""
 
     def __post_init__(self) -> None:
-        within(self, 0, 2**64 - 1, "seed")
+        super().__post_init__()
         positive(self, "checkpointing_steps", "checkpoints_total_limit")
 
 
