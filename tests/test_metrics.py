@@ -47,7 +47,7 @@ from tinyldm.evaluate.tables import cell, plain, table
 from tinyldm.ldm import Control, generate, last
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
-from tinyldm.training.settings import RunSettings
+from tinyldm.training.settings import MachineSettings
 
 
 def edges(*points: tuple[int, int]) -> torch.Tensor:
@@ -333,7 +333,7 @@ def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, mo
     monkeypatch.setattr(judge_file, "fit", watched)
     monkeypatch.setattr(judge_file, "FOLDER", tmp_path / "new")
     short = replace(JudgeSettings().fit, steps=3, batch_size=8, preview_every=9)
-    run = RunSettings(precision="bf16", seed=3)
+    run = MachineSettings(precision="bf16", seed=3)
     settings = JudgeSettings("shapes", out=tmp_path / "new", run=run, fit=short)
     judge_file.main(settings)
     kinds = {"data_dir": None, "held_out": True}
