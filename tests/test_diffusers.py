@@ -434,6 +434,10 @@ def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):
     ):
         with pytest.raises(UserError, match=r"config\.json.*SD-1\.5"):
             import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / f"b{i}", change))
+    blocks = {"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}
+    for name, change in (("norm_num_groups", {"norm_num_groups": 3}), ("up_block_types", blocks)):
+        with pytest.raises(UserError, match=rf"config\.json.*SD-1\.5.*{name} is"):
+            import_vae(wrong_copy(runs / "exported" / "vae", tmp_path / name, change))
     with pytest.raises(UserError, match=r"do not fit.*weight"):
         import_vae(
             wrong_copy(
@@ -587,6 +591,8 @@ def test_generate_is_driven_by_stable_diffusions_own_parts(tmp_path):
     pipeline = their_pipeline(their_vae, their_unet, their_controlnet, clip, tokenizer)
     pipeline.save_pretrained(tmp_path / "sd")
     ldm = load_stable_diffusion(tmp_path / "sd", resolution=32)
+    assert ldm.resolution == 32 and load_stable_diffusion(tmp_path / "sd").resolution == 512
+    assert not any(p.requires_grad for p in ldm.parameters())
     ours = import_controlnet(tmp_path / "sd" / "controlnet", ldm.unet)
     hint = torch.rand(1, 3, 32, 32)
     z = generate(
