@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -356,6 +356,11 @@ def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, mo
     assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())
     assert not any(p.requires_grad for p in again.classifier.parameters())
     assert again.labels == judge.labels
+
+
+def test_settings_of_the_judge_stay_as_they_were_checked():
+    with pytest.raises(FrozenInstanceError):
+        JudgeSettings().dataset = "shapes"
 
 
 def test_the_judge_is_not_trained_where_it_cannot_be_saved(tmp_path, monkeypatch):
