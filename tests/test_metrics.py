@@ -553,3 +553,14 @@ def test_curves_are_drawn_over_minutes_with_the_ends_of_their_intervals(tmp_path
         torch.testing.assert_close(torch.tensor(errors), torch.tensor(ends))
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["3", "3"]
     assert [ax.get_ylabel() for ax in drawn[0][0].figure.axes] == list(CURVES)
+    for ax, curves in zip(drawn[0][0].figure.axes, CURVES.values(), strict=True):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [c[2] for c in curves]
+        assert not ax.xaxis.get_minorticklocs().size  # they would stand between the runs
+
+
+def test_one_run_alone_is_drawn_into_a_folder_that_is_there(tmp_path):
+    pytest.importorskip("matplotlib.pyplot")
+    files.write_json(tmp_path / "a.json", evaluation())
+    for _ in range(2):
+        compare([tmp_path / "a.json"], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()
