@@ -18,6 +18,7 @@ import threading
 import time
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -684,6 +685,61 @@ def test_nothing_is_updated_on_the_users_machine_to_fetch_the_data(tmp_path, mon
         fashion.fetch_from_debian(tmp_path)
     assert commands == [["apt-get", "download", "dataset-fashion-mnist"]]
     assert "apt-get update" in fashion.REMEDY
+
+
+def test_debians_package_is_unpacked_and_nothing_else_is_left(tmp_path, monkeypatch):
+    """apt-get and dpkg-deb are replaced by what they write."""
+
+    def write(command, cwd, **settings):
+        assert settings == {"check": True, "capture_output": True, "timeout": 120}
+        if command[0] == "apt-get":
+            (cwd / "data_1_all.deb").write_bytes(b"package")
+        else:
+            assert command == ["dpkg-deb", "-x", "data_1_all.deb", "package"]
+            place = cwd / "package" / "usr" / "share" / "datasets" / "fashion-mnist"
+            place.mkdir(parents=True)
+            for name in fashion.FILES:
+                (place / f"{name}.gz").write_bytes(name.encode())
+
+    monkeypatch.setattr(subprocess, "run", write)
+    fashion.fetch_from_debian(tmp_path)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {f"{name}.gz": name.encode() for name in fashion.FILES}
+
+
+def test_damaged_files_are_fetched_from_the_next_source_and_at_last_from_none(
+    tmp_path, monkeypatch, capfd
+):
+    def damaged(folder):
+        for name in fashion.FILES:
+            (folder / name).write_bytes(b"half")
+
+    monkeypatch.setattr(fashion, "fetch_from_mirror", damaged)
+    monkeypatch.setattr(fashion, "fetch_from_debian", damaged)
+    failures = [f"{source} (UserError)" for source in (fashion.MIRROR, fashion.DEBIAN)]
+    assert fashion.fetch(tmp_path / "cache" / "fashion-mnist") == failures
+    assert not [*(tmp_path / "cache").iterdir()]
+    said = [f"Fashion-MNIST: fetching from {s}" for s in (fashion.MIRROR, fashion.DEBIAN)]
+    assert capfd.readouterr().out.splitlines() == said
+
+
+@pytest.mark.parametrize(("growth", "enough"), [(2**16, True), (2**16 - 1, False)])
+def test_a_download_goes_on_while_it_grows_by_64_kib_at_a_time(
+    tmp_path, monkeypatch, growth, enough
+):
+    rounds = iter(range(5))
+
+    def pass_the_time(futures, seconds):
+        assert seconds == fashion.SILENCE
+        left = [*futures] if next(rounds, None) is not None else []
+        with open(tmp_path / "part", "ab") as file:
+            file.write(b"x" * growth)
+        return SimpleNamespace(not_done=left)
+
+    monkeypatch.setattr(fashion, "wait", pass_the_time)
+    with contextlib.nullcontext() if enough else pytest.raises(TimeoutError):
+        fashion.watched(lambda folder: None, tmp_path)
+    assert len([*rounds]) == (0 if enough else 4)
 
 
 @pytest.mark.slow

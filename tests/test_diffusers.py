@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,18 @@ from conftest import SD15_CONTROLNET, SD15_UNET, SD15_VAE, randomise
 diffusers = pytest.importorskip("diffusers")
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig  # noqa: E402
-from tinyldm.diffusers_io import import_controlnet, import_unet, import_vae, load_stable_diffusion  # noqa: E402
+from tinyldm.diffusers_io import import_controlnet, import_unet, import_vae  # noqa: E402
 from tinyldm.diffusers_io.__main__ import Export, Import, main  # noqa: E402
+from tinyldm.diffusers_io.clip import load_stable_diffusion  # noqa: E402
 from tinyldm.diffusers_io.configurations import (  # noqa: E402
+    controlnet_config,
     controlnet_entries,
     scheduler_entries,
     unet_entries,
     vae_entries,
 )
 from tinyldm.diffusers_io.names import table_of  # noqa: E402
-from tinyldm.diffusers_io.networks import modern, to_diffusers  # noqa: E402
+from tinyldm.diffusers_io.networks import modern, to_diffusers, write_folder  # noqa: E402
 from tinyldm.diffusion import SAMPLERS, Schedule, ddim, guided, seeded  # noqa: E402
 from tinyldm.ldm import Control, LatentDiffusion, bind, generate, last  # noqa: E402
 from tinyldm.support import files  # noqa: E402
@@ -445,19 +448,96 @@ def test_an_import_is_whole_or_not_there(runs, tmp_path, monkeypatch):
 def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         import_unet(tmp_path)
-    with pytest.raises(UserError, match="do not fit"):
+    config = CONFIGS["two levels"]
+    one, two = (set(table_of(UNet(replace(config, res_blocks=n))).values()) for n in (1, 2))
+    words = f"a: {len(one ^ two)} weights do not fit .*, the first is {min(one ^ two)}$"
+    with pytest.raises(UserError, match=words):
         import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / "a", {"layers_per_block": 2}))
     for i, change in enumerate(
         ({"use_linear_projection": True}, {"norm_num_groups": 16}, {"attention_head_dim": [2, 2]})
     ):
         with pytest.raises(UserError, match=r"config\.json.*SD-1\.5"):
             import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / f"b{i}", change))
+    blocks = {"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}
+    for name, change in (("norm_num_groups", {"norm_num_groups": 3}), ("up_block_types", blocks)):
+        with pytest.raises(UserError, match=rf"config\.json.*SD-1\.5.*{name} is"):
+            import_vae(wrong_copy(runs / "exported" / "vae", tmp_path / name, change))
     with pytest.raises(UserError, match=r"do not fit.*weight"):
         import_vae(
             wrong_copy(
                 runs / "exported" / "vae", tmp_path / "c", {"block_out_channels": [16, 32, 96]}
             )
         )
+
+
+OTHERS = {
+    "context": (
+        "unet",
+        replace(CONFIGS["two levels"], context_width=24),
+        "context_width is 24.* 16",
+    ),
+    "latents": ("unet", replace(CONFIGS["two levels"], channels=3), "channels is 3.* 4"),
+    "colours": ("vae", replace(VAES[0], image_channels=3), "image_channels is 3.* 1"),
+    "scale": ("vae", replace(VAES[0], widths=(32, 64)), "f is 2.* 4"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_import_for_a_base_of_other_sizes_is_refused_and_writes_nothing(runs, tmp_path, name):
+    part, config, words = OTHERS[name]
+    network, entries = (UNet, unet_entries) if part == "unet" else (VAE, vae_entries)
+    shutil.copytree(runs / "exported", tmp_path / "theirs")
+    (tmp_path / "theirs" / "manifest.json").unlink()  # as from anybody else
+    write_folder(tmp_path / "theirs" / part, entries(config), network(config))
+    with pytest.raises(UserError, match=f"theirs/{part}: its {words}$"):
+        main(Import(tmp_path / "theirs", tmp_path / "new", runs / "base"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_controlnet_of_a_unet_of_other_sizes_is_refused(runs):
+    unet = UNet(replace(CONFIGS["two levels"], heads=4))
+    with pytest.raises(
+        UserError, match="controlnet: this ControlNet is for a U-Net of other sizes"
+    ):
+        import_controlnet(runs / "exported" / "controlnet", unet)
+
+
+def test_entries_that_sd15_leaves_out_have_its_values(runs, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert controlnet_config(tmp_path) == ControlNetConfig(3, (16, 32, 96, 256))
+    shutil.copytree(runs / "exported" / "vae", tmp_path / "vae")
+    entries = json.loads((tmp_path / "vae" / "config.json").read_text())
+    assert import_vae(tmp_path / "vae").scale.item() == pytest.approx(entries["scaling_factor"])
+    for name in ("scaling_factor", "norm_num_groups"):
+        del entries[name]
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(entries))
+    assert import_vae(tmp_path / "vae").scale.item() == pytest.approx(0.18215)
+
+
+def test_the_number_of_heads_is_read_under_either_name(runs, tmp_path):
+    changes = {"num_attention_heads": 4, "attention_head_dim": 99}
+    unet = import_unet(wrong_copy(runs / "exported" / "unet", tmp_path / "unet", changes))
+    assert unet.config == replace(CONFIGS["two levels"], heads=4)
+    assert not any(p.requires_grad for p in unet.parameters())
+
+
+def test_an_export_names_its_sizes_and_without_a_control_has_none(runs, tmp_path, capfd):
+    main(Export(tmp_path / "out", runs / "base"))
+    assert capfd.readouterr() == (f"{tmp_path / 'out'}\n", "")
+    folders = {"unet", "vae", "scheduler"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == folders | {"manifest.json"}
+    vae, unet = (
+        json.loads((tmp_path / "out" / part / "config.json").read_text())
+        for part in ("vae", "unet")
+    )
+    assert (vae["sample_size"], unet["sample_size"]) == (32, 8)
+    assert vae["scaling_factor"] == pytest.approx(0.7)
+    main(Import(tmp_path / "out", tmp_path / "runs", runs / "base"))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["base"]
+    for taken in ("base", "control"):
+        (tmp_path / taken / taken).mkdir(parents=True)
+        with pytest.raises(UserError, match=f"{taken}: holds runs already; name another folder"):
+            main(Import(tmp_path / "out", tmp_path / taken, runs / "base"))
 
 
 @pytest.mark.parametrize(
@@ -467,6 +547,12 @@ def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):
 def test_bad_command_lines_are_one_line_errors(args, word):
     with pytest.raises(UserError, match=word):
         main(parse(Export | Import, args=args))
+
+
+def test_settings_stay_as_they_were_given():
+    for settings in (Export(Path("out")), Import(Path("theirs"), Path("out"))):
+        with pytest.raises(FrozenInstanceError):
+            settings.base = Path("another")
 
 
 def wrong_copy(folder, target, changes):
@@ -529,6 +615,8 @@ def test_generate_is_driven_by_stable_diffusions_own_parts(tmp_path):
     pipeline = their_pipeline(their_vae, their_unet, their_controlnet, clip, tokenizer)
     pipeline.save_pretrained(tmp_path / "sd")
     ldm = load_stable_diffusion(tmp_path / "sd", resolution=32)
+    assert ldm.resolution == 32 and load_stable_diffusion(tmp_path / "sd").resolution == 512
+    assert not any(p.requires_grad for p in ldm.parameters())
     ours = import_controlnet(tmp_path / "sd" / "controlnet", ldm.unet)
     hint = torch.rand(1, 3, 32, 32)
     z = generate(

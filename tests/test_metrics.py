@@ -1,19 +1,33 @@
 """Metrics against cases worked out by hand, and FD against the closed form for Gaussians."""
 
+import json
 from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import small_ldm
 
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
 from tinyldm.data.dataset import to_float, to_uint8
+from tinyldm.evaluate import judge as judge_file
 from tinyldm.evaluate import panel as panel_file
 from tinyldm.evaluate.compare import CURVES, compare, point
-from tinyldm.evaluate.judge import FOLDER, load_judge
+from tinyldm.evaluate.judge import (
+    FOLDER,
+    WIDTHS,
+    Classifier,
+    Judge,
+    JudgeSettings,
+    accuracy,
+    classification_loss,
+    load_judge,
+)
 from tinyldm.evaluate.metrics import (
     Estimate,
     different,
@@ -33,6 +47,7 @@ from tinyldm.evaluate.tables import cell, plain, table
 from tinyldm.ldm import Control, generate, last
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
+from tinyldm.training.settings import MachineSettings
 
 
 def edges(*points: tuple[int, int]) -> torch.Tensor:
@@ -227,6 +242,134 @@ def test_different_is_symmetric_and_partners_depend_on_the_seed():
     assert len(partners(everyone, 1).unique()) > 20  # anyone may be drawn
 
 
+# ---------------------------------------------------------------- the judge
+
+
+def test_the_classifier_halves_the_picture_three_times_and_averages_128_features():
+    torch.manual_seed(0)
+    classifier, x = Classifier(3, (4, 6)), torch.randn(2, 3, 32, 32)
+    y, parameters = x, list(classifier.body.parameters())
+    for i in range(len(WIDTHS)):
+        weight, bias, gain_of_it, shift = parameters[4 * i : 4 * i + 4]
+        y = F.conv2d(y, weight, bias, stride=2 if i else 1, padding=1)
+        y = F.silu(F.group_norm(y, 8, gain_of_it, shift))
+    assert y.shape == (2, 128, 4, 4)
+    features = F.silu(F.conv2d(y, *parameters[16:])).mean((2, 3))
+    torch.testing.assert_close(classifier.body(x), features)
+    logits = [F.linear(features, head.weight, head.bias) for head in classifier.heads]
+    torch.testing.assert_close(classifier(x), tuple(logits))
+    assert [y.shape for y in logits] == [(2, 4), (2, 6)]
+
+
+def test_the_judge_takes_images_of_any_size_and_clamps_them():
+    torch.manual_seed(0)
+    judge = Judge(Classifier(1, (3, 5)), ("class", "tone"))
+    x = 3 * torch.randn(5, 1, 64, 64)
+    features, seen = judge(x)
+    torch.testing.assert_close(features, judge.classifier.body(F.avg_pool2d(x.clamp(-1, 1), 2)))
+    assert not features.requires_grad and list(seen) == ["class", "tone"]
+    for found, head in zip(seen.values(), judge.classifier.heads, strict=True):
+        assert torch.equal(found, head(features).argmax(1))
+
+
+def test_the_judge_takes_many_images_in_parts_of_500():
+    parts = []
+
+    def body(x):
+        parts.append(len(x))
+        return x.flatten(1)
+
+    x = torch.rand(1001, 1, 32, 32)
+    judge = Judge(SimpleNamespace(body=body, heads=[lambda f: f[:, :2]]), ("class",))
+    features, seen = judge(x)
+    assert parts == [500, 500, 1] and torch.equal(features, x.flatten(1))
+    assert torch.equal(seen["class"], features[:, :2].argmax(1))
+
+
+def test_the_loss_of_the_judge_adds_that_of_every_label_on_pictures_in_one():
+    torch.manual_seed(0)
+    classifier, labels = Classifier(1, (3, 2)), torch.tensor([[0, 1], [2, 0], [1, 1]])
+    images = torch.tensor([0, 100, 255], dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 1, 32, 32)
+    a, b = classifier(to_float(images))  # a shift changes no plain picture
+    expected = F.cross_entropy(a, labels[:, 0]) + F.cross_entropy(b, labels[:, 1])
+    torch.testing.assert_close(classification_loss(classifier, images, labels), expected)
+
+
+def test_the_judge_sees_pictures_shifted_by_up_to_two_pixels_each_way():
+    torch.manual_seed(0)
+    images, seen = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8), []
+
+    def classifier(x):
+        seen.append(to_uint8(x))
+        return (torch.zeros(1, 2),)
+
+    for _ in range(300):
+        classification_loss(classifier, images, torch.zeros(1, 1, dtype=torch.long))
+    wide = F.pad(images.float(), [2] * 4, mode="replicate").to(torch.uint8)
+    shifts = [wide[..., y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
+    counts = [sum(torch.equal(x, shift) for x in seen) for shift in shifts]
+    assert sum(counts) == 300 and min(counts) > 1
+
+
+def test_accuracy_is_the_share_of_right_predictions_of_each_label():
+    seen = {"class": torch.tensor([1, 2, 3, 4]), "tone": torch.tensor([0, 0, 1, 1])}
+    labels = {"tone": torch.tensor([1, 1, 0, 1]), "class": torch.tensor([1, 2, 3, 0])}
+    assert accuracy(seen, labels) == {"class": 0.75, "tone": 0.25}
+
+
+def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, monkeypatch, capsys):
+    """Few pictures and three steps; held-out ones are among them."""
+    asked, fits, fit = [], [], judge_file.fit
+
+    def few(name, split, **settings):
+        asked.append((name, split, settings))
+        return load(name, split, limit=40, **settings)
+
+    def watched(loss, networks, columns, settings, **how):
+        fits.append((columns, settings, how["name"], how["seed"], how["machine"]))
+        return fit(loss, networks, columns, settings, **how)
+
+    monkeypatch.setattr(judge_file, "load", few)
+    monkeypatch.setattr(judge_file, "fit", watched)
+    monkeypatch.setattr(judge_file, "FOLDER", tmp_path / "new")
+    short = replace(JudgeSettings().fit, steps=3, batch_size=8, preview_every=9)
+    run = MachineSettings(precision="bf16", seed=3)
+    settings = JudgeSettings("shapes", out=tmp_path / "new", run=run, fit=short)
+    judge_file.main(settings)
+    kinds = {"data_dir": None, "held_out": True}
+    assert asked == [("shapes", "train", kinds), ("shapes", "test", kinds)]
+    data, test = (load("shapes", split, limit=40, held_out=True) for split in ("train", "test"))
+    ((columns, given, name, seed, machine),) = fits
+    assert torch.equal(columns.columns[0], data.images)
+    assert torch.equal(columns.columns[1], torch.stack([*data.labels.values()], 1))
+    assert (given, name, seed, machine.dtype) == (short, "judge shapes", 3, torch.bfloat16)
+    judge, card = load_judge("shapes"), json.loads((tmp_path / "new" / "shapes.json").read_text())
+    _, seen = judge(to_float(test.images))
+    sizes = {"channels": 3, "values": [4, 6, 3], "labels": ["class", "colour", "background"]}
+    facts = {"accuracy": accuracy(seen, test.labels), "test_images": 40, "seed": 3, "steps": 3}
+    checksum = files.sha256(tmp_path / "new" / "shapes.safetensors")
+    assert card == {**sizes, "sha256": checksum, **facts}
+    path = tmp_path / "new" / "shapes.safetensors"
+    assert capsys.readouterr().out.endswith(f"{path}: test accuracy {facts['accuracy']}\n")
+    again = judge_file.train(settings, data)
+    states = [j.classifier.state_dict() for j in (judge, again)]
+    assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())
+    assert not any(p.requires_grad for p in again.classifier.parameters())
+    assert again.labels == judge.labels
+
+
+def test_settings_of_the_judge_stay_as_they_were_checked():
+    with pytest.raises(FrozenInstanceError):
+        JudgeSettings().dataset = "shapes"
+
+
+def test_the_judge_is_not_trained_where_it_cannot_be_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_file, "load", partial(pytest.fail, "loaded"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        judge_file.main(JudgeSettings(out=tmp_path / "file" / "x"))
+
+
 # ---------------------------------------------------------------- the panel
 
 
@@ -410,3 +553,14 @@ def test_curves_are_drawn_over_minutes_with_the_ends_of_their_intervals(tmp_path
         torch.testing.assert_close(torch.tensor(errors), torch.tensor(ends))
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["3", "3"]
     assert [ax.get_ylabel() for ax in drawn[0][0].figure.axes] == list(CURVES)
+    for ax, curves in zip(drawn[0][0].figure.axes, CURVES.values(), strict=True):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [c[2] for c in curves]
+        assert not ax.xaxis.get_minorticklocs().size  # they would stand between the runs
+
+
+def test_one_run_alone_is_drawn_into_a_folder_that_is_there(tmp_path):
+    pytest.importorskip("matplotlib.pyplot")
+    files.write_json(tmp_path / "a.json", evaluation())
+    for _ in range(2):
+        compare([tmp_path / "a.json"], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()

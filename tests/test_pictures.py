@@ -13,11 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tinyldm import sample
 from tinyldm.data.conditions import canny
-from tinyldm.data.pictures import drawable, read_edges, read_image, save_grid, save_image
+from tinyldm.data.pictures import (
+    drawable,
+    hint_image,
+    read_edges,
+    read_image,
+    save_grid,
+    save_image,
+)
 from tinyldm.support.errors import UserError
 
 
@@ -144,6 +151,32 @@ def test_one_pixel_fills_the_picture(tmp_path):
     assert (read_image(tmp_path / "p.png", 1, 32) == 77).all()
 
 
+def test_a_picture_is_grey_or_red_green_blue_as_asked(tmp_path):
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(tmp_path / "p.png")
+    grey, coloured = (read_image(tmp_path / "p.png", channels, 8) for channels in (1, 3))
+    assert grey.shape == (1, 1, 8, 8) and coloured.shape == (1, 3, 8, 8)
+    assert (grey == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()
+    assert coloured[0, :, 5, 3].tolist() == [200, 100, 50]
+
+
+def test_levels_beyond_16_bits_are_black_or_white(tmp_path):
+    levels = np.array([[-70_000, -1], [70_000, 2**16 - 1]], dtype=np.int32)
+    Image.fromarray(levels).save(tmp_path / "p.tiff")
+    assert read_image(tmp_path / "p.tiff", 1, 2)[0, 0].tolist() == [[0, 0], [255, 255]]
+
+
+def test_the_middle_square_is_read_and_scaled_by_area_or_bilinearly(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (16, 24), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "p.png")
+    middle = values[:, 4:20]
+    assert np.array_equal(read_image(tmp_path / "p.png", 1, 16)[0, 0], middle)
+    halved = read_image(tmp_path / "p.png", 1, 8)[0, 0].float()
+    means = middle.reshape(8, 2, 8, 2).astype(np.float32).mean((1, 3))
+    assert (halved - torch.from_numpy(means)).abs().max() <= 1  # rounded along each axis
+    smooth = Image.fromarray(middle).resize((32, 32), BILINEAR)
+    assert np.array_equal(read_image(tmp_path / "p.png", 1, 32)[0, 0], np.asarray(smooth))
+
+
 # ---------------------------------------------------------------- edge maps
 
 
@@ -202,6 +235,20 @@ def test_a_dark_grey_background_is_no_edge(tmp_path):
     assert np.array_equal(read_edges(tmp_path / "e.png", 32)[0, 0], edges)
 
 
+def test_what_is_brighter_than_six_tenths_of_white_is_an_edge(tmp_path):
+    colours = [
+        (153,) * 3,
+        (154,) * 3,
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+    ]  # green is 150, as grey
+    for colour, found in zip(colours, (False, True, False, False, False), strict=True):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "e.png")
+        cells = read_edges(tmp_path / "e.png", 32)
+        assert cells.shape == (1, 1, 32, 32) and (cells == found).all()
+
+
 @pytest.mark.parametrize("size", [100, 256, 500, 512])
 def test_a_line_of_one_pixel_turns_on_the_cells_it_crosses_and_no_other(tmp_path, size):
     canvas, y = np.zeros((size, size), dtype=np.uint8), size // 2
@@ -240,6 +287,27 @@ def test_a_picture_that_is_not_finite_is_not_written(tmp_path, value):
         with pytest.raises(UserError, match=r"p\.png: the picture is not finite.*--guidance"):
             save(tmp_path / "p.png", x)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hint_is_white_on_black():
+    assert hint_image(torch.tensor([[[True, False]]])).tolist() == [[[1, -1]]]
+    assert hint_image(torch.tensor([[[0.5, 0.25]]])).tolist() == [[[0, -0.5]]]
+
+
+def test_a_grid_is_labels_above_rows_of_pictures_on_white(tmp_path):
+    """Pictures of 32 pixels, enlarged to 96; a gap of 4 after each and below; labels are 22 high."""
+    values = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    a, b, c = values.float() / 127.5 - 1
+    save_grid(tmp_path / "deep" / "grid.png", [("one", [a]), ("two", [b, c])])
+    canvas = Image.new("RGB", (2 * 100, 2 * 122), "white")
+    for picture, corner in zip(values, ((0, 22), (0, 144), (100, 144)), strict=True):
+        tile = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((96, 96), NEAREST)
+        canvas.paste(tile, corner)
+    font = ImageFont.load_default(13)
+    for label, top in (("one", 1), ("two", 123)):
+        ImageDraw.Draw(canvas).text((0, top), label, fill="black", font=font)
+    with Image.open(tmp_path / "deep" / "grid.png") as found:
+        assert np.array_equal(np.asarray(found), np.asarray(canvas))
 
 
 ANY = st.text(st.characters())  # surrogates included
