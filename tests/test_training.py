@@ -4,10 +4,11 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,17 +26,17 @@ from tinyldm.data.dataset import Captions, Columns, Dataset, drop_captions, to_f
 from tinyldm.ldm import Control, LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.command_line import parse_with_preset, run_command
-from tinyldm.support.errors import Stopped, UserError
-from tinyldm.support.sealed import seal
-from tinyldm.training import caches, previews
+from tinyldm.support.errors import Finished, Stopped, UserError
+from tinyldm.support.sealed import Sealed, is_sealed, seal
+from tinyldm.training import caches, previews, run_folder
 from tinyldm.training import log as log_file
 from tinyldm.training import machine as machine_file
 from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.ema import EMA
 from tinyldm.training.fit import batch_indices, fit, gradient, lr_factor, seed_step, take_step
 from tinyldm.training.machine import Machine, pick_device, pick_precision, process
+from tinyldm.training.networks import base_checksum, seal_run
 from tinyldm.training.presets import BASE_PRESETS
-from tinyldm.training.run_folder import load_data
 from tinyldm.training.settings import (
     BaseSettings,
     ControlSettings,
@@ -1155,7 +1156,7 @@ def test_train_base_passes_every_setting_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_base, "vae_loss", lambda *args: reconstructed.append(args))
     monkeypatch.setattr(train_base, "save_base", lambda *args: saved.append(args))
     train_base.main(base_of(out))
-    (data,) = load_data(BASE_PRESETS["tiny"].data, "train")
+    (data,) = run_folder.load_data(BASE_PRESETS["tiny"].data, "train")
     first, second = script.fits
     ((folder, ldm, latents),) = saved
     assert folder == out
@@ -1195,7 +1196,7 @@ def test_train_control_passes_every_setting_on(tmp_path, base, monkeypatch, caps
         **{"condition": "silhouette", "hint_widths": (4, 12), "t_density": "uniform"},
     )
     train_control.main(settings)
-    data, validation = load_data(BASE_PRESETS["tiny"].data, "train", "validation")
+    data, validation = run_folder.load_data(BASE_PRESETS["tiny"].data, "train", "validation")
     (part,) = script.fits
     ((ldm, controlnet),) = script.placed
     assert script.compiled == [(ldm.unet, controlnet)]
@@ -1241,3 +1242,207 @@ def test_hint_widths_that_do_not_fit_the_base_are_refused_before_any_work(tmp_pa
         train_control.main(settings)
     said = "--hint-widths (4, 8, 16): give 2, as many as the autoencoder has"
     assert str(error.value) == said and not (tmp_path / "x").exists()
+
+
+# ---------------------------------------------------------------- run folders
+
+
+def sealed_run(folder: Path, **facts) -> Path:
+    """A run that was finished, without networks."""
+    files.write_json(folder / "settings.json", {"preset": "", "run": {}, "fit": {}, **facts})
+    seal(folder, {})
+    return folder
+
+
+def refused(function, *args) -> str:
+    """The line that a user reads."""
+    with pytest.raises(UserError) as error:
+        function(*args)
+    return str(error.value)
+
+
+def test_a_new_run_is_described_and_held_while_it_is_trained(tmp_path):
+    out = tmp_path / "deep" / "base"
+    settings = base_of(out)
+    with run_folder.open_run(settings, Machine(dtype=torch.bfloat16)) as saved:
+        content = json.loads((out / "settings.json").read_text())
+        assert content["run"] == {**asdict(RUN), "precision": "bf16"}
+        assert content["caption_drop"] == 0.3 and content["out"] == str(out)
+        assert saved == Checkpoints(out, 7, 2, 0, run_folder.fingerprint(content))
+        said = (
+            f"--out {out}: another training is writing there; wait for it, or name another folder"
+        )
+        assert refused(run_folder.held(out).__enter__).startswith(
+            f"{said} (process {os.getpid()} on"
+        )
+    with run_folder.held(out):
+        assert [path.name for path in out.iterdir()] == ["settings.json"]
+
+
+def test_leftovers_of_writers_that_were_killed_go_when_the_folder_is_held(tmp_path):
+    out = tmp_path / "base"
+    left = [tmp_path / ".base.1.tmp", out / ".x.tmp", out / "deep" / ".y.2.tmp"]
+    kept = [tmp_path / ".other.1.tmp", out / "x.tmp", tmp_path / "base.1.tmp"]
+    for path in (*left, *kept):
+        path.mkdir(parents=True)
+    with run_folder.held(out):
+        assert [path.exists() for path in (*left, *kept)] == [False] * 3 + [True] * 3
+
+
+def test_who_may_make_a_run_where(tmp_path):
+    """A file, somebody's folder, a run, and the run that is being replaced."""
+    new, mine, run = tmp_path / "new", tmp_path / "mine", tmp_path / "run"
+    (tmp_path / "file").write_text("")
+    files.write_json(mine / "settings.json", {"preset": 1})
+    sealed_run(run)
+    (tmp_path / "empty").mkdir()
+    files.write(tmp_path / "swept" / ".a.tmp", b"")
+    files.write(tmp_path / "x.old" / "notes", b"")
+    sealed_run(tmp_path / "y.old")
+    check = run_folder.check_room
+    for out in (new, new / "deep" / "er", tmp_path / "empty", tmp_path / "swept"):
+        check(out, False)
+    check(run, True)
+    check(tmp_path / "y", True)
+    said = {name: f"--out {tmp_path / name}: " for name in ("file", "mine", "run", "x", "y")}
+    for overwrite in (False, True):
+        assert (
+            refused(check, tmp_path / "file", overwrite)
+            == said["file"] + "is a file; name a folder"
+        )
+        other = "a folder with other content; name a new one"
+        assert refused(check, mine, overwrite) == said["mine"] + other
+        way = f"{tmp_path}/x.old is in the way; move it, or name another folder"
+        assert refused(check, tmp_path / "x", overwrite) == said["x"] + way
+    remedy = "holds a run already; give --resume latest, --overwrite or another folder"
+    assert refused(check, run, False) == said["run"] + remedy
+    replaced = f"{tmp_path}/y.old is a run that was being replaced; give --overwrite, or move it"
+    assert refused(check, tmp_path / "y", False) == said["y"] + replaced
+
+
+def test_a_control_never_stands_where_its_base_is_or_above_it(tmp_path, base):
+    for out in (base, base.parent, base.parent.parent):
+        settings = ControlSettings(base=base, out=out, run=replace(RUN, overwrite=True))
+        said = f"--out {out}: holds the base {base}; name another folder"
+        assert refused(run_folder.check_out, settings, Machine()) == said
+    settings = ControlSettings(base=base, out=base / "control", run=RUN)
+    assert run_folder.check_out(settings, Machine()) is None
+    described = run_folder.described(settings, Machine())
+    assert described["base_sha256"] == base_checksum(base)
+
+
+@pytest.mark.parametrize("error", [KeyError, UserError, Stopped(15)])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_the_old_one(tmp_path, error, saved):
+    """But a signal, or a checkpoint, keeps what was begun, and the old one beside it."""
+    out, old = tmp_path / "base", sealed_run(tmp_path / "base", mark="old")
+    settings = base_of(out, run=replace(RUN, overwrite=True))
+    with (
+        pytest.raises((KeyError, UserError, Stopped)),
+        run_folder.open_run(settings, Machine()) as found,
+    ):
+        assert not is_sealed(out) and is_sealed(tmp_path / "base.old")
+        if saved:
+            found.path(7).mkdir()
+        raise error
+    kept = saved or isinstance(error, Stopped)
+    assert is_sealed(old) != kept and is_sealed(tmp_path / "base.old") == kept
+    assert (out / "checkpoint-7").exists() == saved
+
+
+def test_an_unfinished_run_is_put_aside_only_if_no_finished_one_stands_there(tmp_path):
+    out, old = tmp_path / "base", tmp_path / "base.old"
+    settings = base_of(out, run=replace(RUN, overwrite=True))
+    sealed_run(old, mark="finished")
+    files.write_json(out / "settings.json", {"preset": "", "run": {}, "fit": {}})
+    with pytest.raises(KeyboardInterrupt), run_folder.open_run(settings, Machine()):
+        assert json.loads((old / "settings.json").read_text())["mark"] == "finished"
+        raise KeyboardInterrupt
+    files.discard(old)
+    with pytest.raises(KeyboardInterrupt), run_folder.open_run(settings, Machine()):
+        assert not is_sealed(old) and (old / "settings.json").exists()
+        raise KeyboardInterrupt
+    sealed_run(out, mark="newer")
+    with pytest.raises(KeyboardInterrupt), run_folder.open_run(settings, Machine()):
+        assert json.loads((old / "settings.json").read_text())["mark"] == "newer"
+        raise KeyboardInterrupt
+
+
+def test_a_finished_run_drops_what_it_needs_no_more_and_draws_its_losses(tmp_path, monkeypatch):
+    out, drawn = tmp_path / "base", []
+    monkeypatch.setattr(run_folder, "plot_losses", drawn.append)
+    sealed_run(tmp_path / "base.old")
+    settings = base_of(out, run=replace(RUN, overwrite=True))
+    with run_folder.open_run(settings, Machine()) as saved:
+        saved.path(7).mkdir()
+    assert saved.numbers() == [7] and (tmp_path / "base.old").exists() and drawn == []
+    resumed = base_of(out, run=replace(RUN, resume=saved.path(7)))
+    assert refused(run_folder.check_out, resumed, Machine()).startswith(f"{saved.path(7)}/manifest")
+    resumed = base_of(out, run=replace(RUN, resume=Path("latest")))
+    seal(out, {})
+    with pytest.raises(Finished, match=rf"^{out}: finished already$"):
+        run_folder.check_out(resumed, Machine())
+    assert saved.numbers() == [] and not (tmp_path / "base.old").exists() and drawn == [out]
+
+
+def test_losses_that_cannot_be_drawn_cost_a_finished_run_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "plot_losses", None)
+    run_folder.complete(sealed_run(tmp_path))
+    assert capsys.readouterr().err.startswith(f"warning: drawing {tmp_path}/loss.png failed")
+
+
+def test_only_what_does_not_change_a_run_may_differ_when_it_is_resumed(tmp_path):
+    settings = {"a": {"b": 1, "seed": 2, "device": "x"}, "out": 3, "kl_weight": 4}
+    assert run_folder.flat(settings) == {"a.b": 1, "a.seed": 2, "kl_weight": 4}
+    free = {"a": {"b": 1, "seed": 2, "device": "y"}, "preset": 5, "kl_weight": 4}
+    assert run_folder.fingerprint(free) == run_folder.fingerprint(settings)
+    assert run_folder.fingerprint({}) != run_folder.fingerprint(settings)
+    check, latest = run_folder.check_resumable, Path("latest")
+    assert refused(check, tmp_path, latest, free).startswith(f"{tmp_path}/settings.json: cannot be")
+    files.write_json(tmp_path / "settings.json", settings)
+    assert check(tmp_path, latest, free) == 0
+    other = {"a": {"b": 1, "seed": 9}, "more": 6, "kl_weight": 4}
+    changed = "a.seed: 2 then, 9 now; more: None then, 6 now"
+    said = f"--resume: {tmp_path} holds a run with other settings ({changed})"
+    assert refused(check, tmp_path, latest, other) == said
+    files.write_json(tmp_path / "settings.json", [])
+    assert "not the settings of a run" in refused(check, tmp_path, latest, free)
+
+
+def test_the_newest_checkpoint_or_a_named_one_is_resumed_and_lost_ones_are_told(tmp_path, capsys):
+    saved = Checkpoints(tmp_path, every=30)
+    train(Regression(), saved)
+    assert run_folder.latest(saved) == 60
+    assert run_folder.named(saved, tmp_path / "x" / ".." / "checkpoint-30") == 30
+    known = ", ".join(["latest", *(f"{tmp_path}/checkpoint-{n}" for n in (30, 60))])
+    said = f"--resume nowhere: no checkpoint of {tmp_path}; it has {known}"
+    assert refused(run_folder.named, saved, Path("nowhere")) == said
+    flip(tmp_path / "checkpoint-60" / "state.safetensors")
+    assert refused(run_folder.named, saved, tmp_path / "checkpoint-60").endswith("--overwrite")
+    assert run_folder.latest(saved) == 30
+    flip(tmp_path / "checkpoint-30" / "state.safetensors")
+    lost = f"--resume latest: {tmp_path} has lost its checkpoints; "
+    assert refused(run_folder.latest, saved).startswith(lost)
+    saved.clear()  # the log still knows of them
+    assert refused(run_folder.latest, saved).startswith(lost)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert run_folder.latest(saved) == 0
+
+
+def test_a_base_names_its_data_and_a_folder_of_them_that_has_gone_is_left_open(
+    tmp_path, base, monkeypatch
+):
+    assert run_folder.data_settings(base) == BASE_PRESETS["tiny"].data
+    assert run_folder.dataset_of(base) == "shapes"
+    ldm, (images, test) = run_folder.load_run(base, "train", "test")
+    assert (len(images), len(test)) == (64, 64) and ldm.resolution == 32
+    shutil.copytree(base, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    chosen = base_of(Path("base"), data=DataSettings("shapes", Path("data")))
+    described = run_folder.described(chosen, Machine())
+    assert described["data"]["data_dir"] == str(tmp_path / "data")
+    files.write_json(tmp_path / "base" / "settings.json", described)
+    seal_run(tmp_path / "base", Sealed(base, "").manifest.sha256)
+    assert run_folder.data_settings(tmp_path / "base").data_dir is None
+    (tmp_path / "data").mkdir()
+    assert run_folder.data_settings(tmp_path / "base").data_dir == tmp_path / "data"
