@@ -740,11 +740,11 @@ def test_loss_png_has_a_panel_per_training_with_both_losses(tmp_path, monkeypatc
     rows += [("base", 1, {"loss": 1.0}), ("base", 3, {"validation_loss": 0.5})]
     lines = [{"stage": stage, "step": step, **values} for stage, step, values in rows]
     files.write_lines(tmp_path / "metrics.jsonl", lines)
-    drawn, close = [], plt.close
+    drawn, close, before = [], plt.close, plt.get_fignums()
     monkeypatch.setattr(plt, "close", lambda figure: (drawn.append(figure), close(figure)))
     log_file.plot_losses(tmp_path)
     (figure,) = drawn
-    assert plt.get_fignums() == [] and (tmp_path / "loss.png").stat().st_size > 1000
+    assert plt.get_fignums() == before and (tmp_path / "loss.png").stat().st_size > 1000
     assert figure.axes[0].get_position().y0 == figure.axes[1].get_position().y0  # side by side
     shown = {
         ax.get_title(): {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
