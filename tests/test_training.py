@@ -658,11 +658,15 @@ def test_a_checkpoint_of_the_other_training_of_a_run_is_refused(tmp_path):
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """Seconds that pass when told, and by a tick whenever it is read."""
 
-    def __init__(self, monkeypatch):
-        self.now = 100.0
-        monkeypatch.setattr(log_file.time, "perf_counter", lambda: self.now)
+    def __init__(self, monkeypatch, tick: float = 0.0):
+        self.now, self.tick = 100.0, tick
+        monkeypatch.setattr(log_file.time, "perf_counter", self.read)
+
+    def read(self) -> float:
+        self.now += self.tick
+        return self.now
 
 
 class Bar:
@@ -691,6 +695,21 @@ def test_the_log_holds_means_rates_speeds_and_seconds(tmp_path, monkeypatch):
     ]
     assert bar.shown == {"loss": "6.0000", "images_per_s": "4", "refresh": False}
     assert log.entries == lines_of(tmp_path) and log.pending == 0
+
+
+def test_the_log_says_how_long_a_checkpoint_took(tmp_path, monkeypatch):
+    clock, write = Clock(monkeypatch, tick=1.0), files.write_tensors
+
+    def slow(path, tensors):
+        clock.now += 1.23456
+        return write(path, tensors)
+
+    monkeypatch.setattr(files, "write_tensors", slow)
+    train(Slope(), Checkpoints(tmp_path, every=9), data=Columns(torch.zeros(5)), settings=SLOW)
+    saved = [line for line in lines_of(tmp_path) if "checkpoint" in line]
+    assert [(line["step"], line["save_seconds"]) for line in saved] == [(9, 2.235), (12, 2.235)]
+    kept = files.read_lines(tmp_path / "checkpoint-9" / "metrics.jsonl")[-1]
+    assert kept == {k: x for k, x in saved[0].items() if k != "save_seconds"}  # in itself
 
 
 def test_a_log_goes_on_after_its_step_and_keeps_those_of_other_trainings(tmp_path, monkeypatch):
