@@ -189,6 +189,22 @@ def test_a_folder_of_somebody_elses_is_never_taken_for_the_old_run(runs, tmp_pat
     assert sums_of(tmp_path / "base.old") == sums_of(runs / "base")
 
 
+def test_a_moved_half_does_not_take_another_folder_for_what_it_replaces(
+    runs, tmp_path, monkeypatch
+):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    settings = base_settings(tmp_path / "base", overwrite=True, seed=1)
+    with monkeypatch.context() as patch:
+        break_at(patch, train_base, "vae_loss", call=4)
+        with pytest.raises(Boom):
+            train_base.main(settings)
+    (tmp_path / "base").rename(tmp_path / "new")
+    shutil.copytree(runs / "control", tmp_path / "new.old")
+    train_base.main(base_settings(tmp_path / "new", resume=Path("latest"), seed=1))
+    assert names_in(tmp_path) == {"base.old", "new", "new.old"}
+    assert not (tmp_path / "new" / "replacing.json").exists()
+
+
 def test_what_a_user_keeps_in_a_run_folder_is_not_overwritten(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "base")
     (tmp_path / "base" / "notes.txt").write_text("mine")
@@ -470,37 +486,36 @@ def wait_for(run: Path, process) -> None:
         time.sleep(0.005)
 
 
-def kill_and_resume(kind: str, tmp_path: Path, rng: random.Random, base: Path | None) -> int:
-    """Kill a training at random moments until it finishes; the number of kills."""
-    kills, out = 0, tmp_path / kind
+def kill_and_resume(main, settings, rng: random.Random) -> list[int]:
+    """Kill a training at random moments until it finishes; the steps that each kill found saved."""
+    fork, saved, out = multiprocessing.get_context("fork"), [], settings.out
     while True:
-        begun = (out / "settings.json").exists()
-        args = arguments(kind, out, *(["--resume", "latest"] if begun else []), base=base)
-        with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-            moment = time.monotonic() + rng.uniform(0.5, 12.0)
-            while process.poll() is None and time.monotonic() < moment:
-                time.sleep(0.01)
-            if process.poll() is None:
-                process.kill()
-                kills += 1
-            err = process.stderr.read()
-        if process.returncode >= 0:
-            assert process.returncode == 0, err
-            return kills
+        resume = Path("latest") if (out / "settings.json").exists() else None
+        again = replace(settings, run=replace(settings.run, resume=resume))
+        process = fork.Process(target=main, args=(again,))
+        process.start()
+        process.join(rng.uniform(0.0, 2.5))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return saved
+        assert process.exitcode == -signal.SIGKILL
+        saved.append(max(sound(out), default=0) if out.exists() else 0)
 
 
 @pytest.mark.slow
 def test_two_hundred_random_kills_lose_nothing(runs, tmp_path):
     """Over autoencoder, base and control; every run that was killed ends with the same checksums."""
-    rng, kills = random.Random(0), 0
-    while kills < 200:
+    rng, saved = random.Random(0), []
+    while len(saved) < 200:
         shutil.rmtree(tmp_path)
-        kills += kill_and_resume("base", tmp_path, rng, None)
-        assert sums_of(tmp_path / "base") == sums_of(runs / "base")
-        kills += kill_and_resume("control", tmp_path, rng, tmp_path / "base")
-        weights = "controlnet.safetensors"
-        assert sums_of(tmp_path / "control")[weights] == sums_of(runs / "control")[weights]
-        print(f"{kills} kills")
+        base = base_settings(tmp_path / "base", checkpointing_steps=1)
+        saved += kill_and_resume(train_base.main, base, rng)
+        assert sums_of(base.out) == sums_of(runs / "base")
+        control = control_settings(base.out, tmp_path / "control", checkpointing_steps=1)
+        saved += [100 + n for n in kill_and_resume(train_control.main, control, rng)]
+        assert sums_of(control.out) == sums_of(runs / "control")
+    print(f"{len(saved)} kills, with these steps saved: {sorted(saved)}")
 
 
 def test_a_full_disk_keeps_the_checkpoints_that_are_there(tmp_path):

@@ -63,6 +63,14 @@ def aside(out: Path) -> Path:
     return out.with_name(f"{out.name}.old")
 
 
+def replaces(out: Path) -> bool:
+    """Is what stands aside the run that this one notes to replace, by the checksum of its settings?"""
+    note, old = out / REPLACING, aside(out) / SETTINGS
+    if not (note.is_file() and old.is_file()):
+        return False
+    return files.read_json(note, "delete it") == files.sha256(old)
+
+
 def is_run(folder: Path) -> bool:
     """Did `open_run` make this folder?"""
     try:
@@ -81,11 +89,11 @@ def check_out(
     so, and Finished if nothing is left to do.
     """
     out, run = files.real(settings.out), settings.run
-    if isinstance(settings, ControlSettings):
-        base = files.real(settings.base)
-        if {out, aside(out)} & {base, *base.parents}:
-            raise UserError(f"--out {out}: holds the base {settings.base}; name another folder")
     with files.expecting("a run folder", out, "name another --out"):
+        if isinstance(settings, ControlSettings):
+            base = files.real(settings.base)
+            if {out, aside(out)} & {base, *base.parents}:
+                raise UserError(f"--out {out}: holds the base {base}; name another folder")
         if not run.resume:
             check_room(out, run.overwrite)
             return None
@@ -105,7 +113,7 @@ def check_room(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out}: cannot be written there")
     if os.path.isdir(out) and any(not files.is_temporary(path) for path in out.iterdir()):
         check_replaceable(out, overwrite)
-    if os.path.lexists(aside(out)) and not (out / REPLACING).exists():
+    if os.path.lexists(aside(out)) and not replaces(out):
         raise UserError(f"--out {out}: {aside(out)} is in the way; move it to {out} or elsewhere")
 
 
@@ -118,7 +126,7 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out}: holds a run already; {remedy}")
     if others := [p.name for p in out.iterdir() if not re.fullmatch(OURS, p.name)]:
         raise UserError(f"--overwrite: {out} also holds {others[0]}; move that first")
-    if (out / REPLACING).exists() and not is_sealed(out) and Checkpoints(out).numbers():
+    if replaces(out) and not is_sealed(out) and Checkpoints(out).numbers():
         remedy = "give --resume latest, or delete it"
         raise UserError(f"--overwrite: {out} is half of a run that replaces another; {remedy}")
 
@@ -199,7 +207,7 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
 def make(out: Path, content: dict) -> None:
     """Make a run folder. A run that stands there is put aside last of all, which the new one notes."""
     replaced = is_run(out)
-    if replaced and (out / REPLACING).exists():
+    if replaces(out):
         if is_sealed(out):
             complete(out)
         else:
@@ -210,13 +218,13 @@ def make(out: Path, content: dict) -> None:
     with files.whole_folder(out) as folder:
         files.write_json(folder / SETTINGS, content)
         if replaced:
-            files.write_json(folder / REPLACING, str(aside(out)))
+            files.write_json(folder / REPLACING, files.sha256(out / SETTINGS))
             files.move(out, aside(out))
 
 
 def unmake(out: Path) -> None:
     """Delete a run in which nothing was trained, and put back what it was to replace."""
-    replacing = (out / REPLACING).exists()
+    replacing = replaces(out)
     files.discard(out)
     if replacing:
         files.move(aside(out), out)
@@ -226,9 +234,9 @@ def complete(out: Path) -> None:
     """Delete what a finished run needs no more, and draw its losses."""
     if is_sealed(out):
         Checkpoints(out).clear()
-        if (out / REPLACING).exists():
+        if replaces(out):
             files.discard(aside(out))
-            files.remove(out / REPLACING)
+        files.remove(out / REPLACING)
         with warned(f"drawing {out / 'loss.png'}"):
             plot_losses(out)
 
