@@ -24,7 +24,7 @@ from tinyldm.vae import vae_loss
 
 def main(settings: BaseSettings) -> None:
     """Train the model into the run folder `settings.out`."""
-    run, out = settings.run, settings.out
+    run = settings.run
     with process(run.device, run.precision, run.compile) as machine:
         check_out(settings, machine)
         data, validation = load_data(settings.data, "train", "validation")
@@ -32,6 +32,7 @@ def main(settings: BaseSettings) -> None:
         machine.place(ldm)
         machine.compiled(ldm.vae.encoder, ldm.vae.decoder, ldm.unet)
         with open_run(settings, machine) as checkpoints:
+            out = checkpoints.folder
             minimise = partial(fit, checkpoints=checkpoints, seed=run.seed, machine=machine)
 
             # 1. The autoencoder

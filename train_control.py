@@ -19,7 +19,7 @@ from tinyldm.support.command_line import parse_with_preset, run_command
 from tinyldm.training.caches import cached_latents, hints_of
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
-from tinyldm.training.networks import check_levels, save_control
+from tinyldm.training.networks import base_checksum, check_levels, save_control
 from tinyldm.training.presets import CONTROL_PRESETS
 from tinyldm.training.previews import PANEL, save_examples, watch_samples
 from tinyldm.training.run_folder import check_out, load_run, open_run
@@ -28,9 +28,10 @@ from tinyldm.training.settings import ControlSettings
 
 def main(settings: ControlSettings) -> None:
     """Train a ControlNet for the base `settings.base` into the run folder `settings.out`."""
-    run, base, out = settings.run, settings.base, settings.out
+    run, base = settings.run, settings.base
     with process(run.device, run.precision, run.compile) as machine:
         check_out(settings, machine)
+        base_sha256 = base_checksum(base)
         ldm, (data, validation) = load_run(base, "train", "validation")
         config = ControlNetConfig(hint_widths=settings.hint_widths)
         check_levels("--hint-widths", config, ldm)
@@ -39,6 +40,7 @@ def main(settings: ControlSettings) -> None:
         machine.place(ldm, controlnet)
         machine.compiled(ldm.unet, controlnet)
         with open_run(settings, machine) as checkpoints:
+            out = checkpoints.folder
             condition = CONDITIONS[settings.condition]
             z_0, hints = cached_latents(base, ldm, data.images), hints_of(condition, data.images)
 
@@ -53,7 +55,7 @@ def main(settings: ControlSettings) -> None:
             minimise(noise_loss, [controlnet], columns, settings.fit, name="control", **watch)
 
             hint = save_examples(out / "hints", validation)[0]
-            save_control(out, controlnet, settings.condition, base)
+            save_control(out, controlnet, settings.condition, base_sha256)
     sample = f"python -m tinyldm.sample --base {base} --control {out} --hint {hint}"
     print(f'{out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
 

@@ -187,12 +187,10 @@ def run(mutant: Mutant) -> Result:
     return Result(mutant, outcome, diff)
 
 
-def tested(mutants: list[Mutant], folder: str) -> Iterator[Result]:
-    """The result of each mutant, by two workers where there are two cores; told as they come."""
-    workers = min(2, os.cpu_count() or 1)
-    with ProcessPoolExecutor(
-        workers, initializer=enter_copy, initargs=(folder, os.getcwd())
-    ) as pool:
+def tested(mutants: list[Mutant], folder: str, workers: int) -> Iterator[Result]:
+    """The result of each mutant, by so many workers where there are as many cores; told as they come."""
+    workers, start = min(workers, os.cpu_count() or 1), (folder, os.getcwd())
+    with ProcessPoolExecutor(workers, initializer=enter_copy, initargs=start) as pool:
         for number, result in enumerate(pool.map(run, mutants), 1):
             path, operator, _, line, *_ = result.mutant
             print(f"{number} {result.outcome} {path}:{line} {operator}", flush=True)
@@ -225,7 +223,11 @@ def modules() -> list[str]:
 
 
 def main(
-    only: tuple[str, ...] = (), each: int = 20, seed: int = 0, out: Path | None = None
+    only: tuple[str, ...] = (),
+    each: int = 20,
+    seed: int = 0,
+    workers: int = 2,
+    out: Path | None = None,
 ) -> None:
     """Draw mutants of the method, training, data, evaluation and commands; print what the tests kill.
 
@@ -233,6 +235,7 @@ def main(
         only: Modules, such as tinyldm/diffusion.py; all by default.
         each: Mutants drawn of each module.
         seed: Of the drawing.
+        workers: Mutants tested at once.
         out: Where the report is written, too.
     """
     out = out.absolute() if out else None
@@ -240,7 +243,7 @@ def main(
         enter_copy(folder, str(ROOT))
         mutants = [mutant for path in only or modules() for mutant in draw(path, each, seed)]
         print(f"{len(mutants)} mutants, at most {each} a module, seed {seed}", flush=True)
-        results = [*tested(mutants, folder)]
+        results = [*tested(mutants, folder, workers)]
         os.chdir(ROOT)
     print(report(results))
     if out:

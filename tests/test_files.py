@@ -1,18 +1,22 @@
 """Files: whole or not at all, and any bytes are either read or one clear error."""
 
+import hashlib
 import json
+import math
 import os
 import random
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import FrozenInstanceError, asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -27,10 +31,13 @@ from tinyldm.diffusion import Schedule
 from tinyldm.ldm import generate, last
 from tinyldm.support import files
 from tinyldm.support.decode import decode
-from tinyldm.support.errors import UserError
+from tinyldm.support.errors import Stopped, UserError, needed, warned
 from tinyldm.support.sealed import Sealed, is_sealed, seal
 from tinyldm.text import TextConfig
 from tinyldm.training.networks import (
+    BaseConfig,
+    ControlConfig,
+    Vocabulary,
     base_checksum,
     load_base,
     load_control,
@@ -138,12 +145,15 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
         files.temporary_name(tmp_path / name)
         for name in ("a", "deep/b.json", "checkpoint-3", "deep/c")
     ]
+    stale.append(files.temporary_name(tmp_path))
+    other = files.temporary_name(tmp_path.with_name(f"{tmp_path.name}.png"))
     for path in stale[:2]:
         path.write_bytes(b"half")
     for path in stale[2:]:
         path.mkdir()
         (path / "state").write_bytes(b"half")
-    kept = [tmp_path / name for name in ("a", "notes.tmp", ".hidden", "deep/b.json")]
+    names = ("a", "notes.tmp", ".notes.tmp", ".hidden", "deep/b.json")
+    kept = [*(tmp_path / name for name in names), other]
     for path in kept:
         path.write_bytes(b"mine")
     files.sweep(tmp_path)
@@ -340,14 +350,14 @@ def run(tmp_path_factory) -> Path:
     files.write_json(folder / "base" / "settings.json", chosen)
     save_base(folder / "base", ldm, torch.randn(4, *ldm.latent_shape))
     controlnet = randomise(ControlNet(ldm.unet, ControlNetConfig(1, (4, 4, 8))))
-    save_control(folder / "control", controlnet, "canny", folder / "base")
+    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
     return folder
 
 
 def used(folder: Path) -> None:
     """Everything that is read from the two folders, to the first step of an image."""
-    ldm = load_base(folder / "base")
     data_settings(folder / "base")
+    ldm = load_base(folder / "base")
     load_control(folder / "control", folder / "base", ldm)
     z = next(generate(ldm, ["a red ring"], steps=2))
     assert z.isfinite().all()
@@ -407,12 +417,12 @@ JSON_FILES += ["base/manifest.json", "control/config.json", "control/manifest.js
 
 
 @pytest.mark.parametrize("name", JSON_FILES)
-def test_tampered_json_is_one_clear_error_two_hundred_and_forty_times(run, tmp_path, name):
+def test_tampered_json_is_one_clear_error_two_hundred_times(run, tmp_path, name):
     """As they are, and sealed again as somebody would who means it: then some are just other runs."""
     rng, original = random.Random(name), json.loads((run / name).read_text())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
-    for i in range(40):
+    for i in range(34):
         folder = tmp_path / str(i)
         shutil.copytree(run, folder)
         (folder / name).write_text(json.dumps(tampered(original, rng)))
@@ -426,7 +436,7 @@ def test_tampered_json_is_one_clear_error_two_hundred_and_forty_times(run, tmp_p
             refused += 1
             assert "\n" not in str(error) and str(folder) in str(error)
         shutil.rmtree(folder)
-    assert refused > 25, refused
+    assert refused > 20, refused
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
@@ -550,3 +560,306 @@ def test_loading_what_was_saved_gives_the_same_image(run):
     images = [last(generate(m, ["a red ring"], steps=2)) for m in (ldm, load_base(run / "base"))]
     assert torch.equal(*images)
     assert not any(p.requires_grad or p.is_meta for p in load_base(run / "base").parameters())
+
+
+# ---------------------------------------------------------------- exactly what is written and told
+
+
+def told(function, *args, **more) -> str:
+    """The line that a user reads."""
+    with pytest.raises(UserError) as error:
+        function(*args, **more)
+    return str(error.value)
+
+
+def test_json_is_written_as_people_read_it_and_lines_one_by_one(tmp_path):
+    files.write_json(tmp_path / "deep" / "er" / "x", {"a": [1], "path": Path("b")})
+    text = '{\n "a": [\n  1\n ],\n "path": "b"\n}\n'
+    assert (tmp_path / "deep" / "er" / "x").read_text() == text
+    checksum = files.write_lines(tmp_path / "y", [{"a": 1}, {"b": "\n"}])
+    assert (tmp_path / "y").read_text() == '{"a": 1}\n{"b": "\\n"}\n'
+    assert checksum == hashlib.sha256((tmp_path / "y").read_bytes()).hexdigest()
+    assert files.read_lines(tmp_path / "y") == [{"a": 1}, {"b": "\n"}]
+    (tmp_path / "y").write_text('{"a": 1}\n{"b": ')
+    assert files.read_lines(tmp_path / "y") == [{"a": 1}]
+    assert files.read_lines(tmp_path / "none") == []
+
+
+def test_a_folder_or_a_file_is_removed_with_all_that_is_in_it_and_a_link_alone(tmp_path):
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "x").write_text("1")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "x").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "file").write_text("1")
+    for name in ("folder", "link", "file", "none"):
+        files.remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "x").exists()
+
+
+def test_a_folder_is_hidden_before_it_is_deleted(tmp_path, monkeypatch):
+    """So that a kill in between leaves nothing that looks whole."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a").write_text("1")
+    removed, remove = [], files.remove
+    monkeypatch.setattr(files, "remove", lambda path: (removed.append(path.name), remove(path)))
+    files.discard(tmp_path / "none")
+    assert removed == []
+    files.discard(tmp_path / "x")
+    (hidden,) = removed
+    assert hidden.startswith(".x.") and hidden.endswith(".tmp") and not [*tmp_path.iterdir()]
+
+
+def test_a_folder_moves_or_says_why_not(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("1")
+    said = f"{tmp_path}/a: cannot be moved to {tmp_path}/b (Directory not empty)"
+    assert told(files.move, tmp_path / "a", tmp_path / "b") == said
+    files.move(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c" / "a").exists() and not (tmp_path / "a").exists()
+
+
+def test_where_a_file_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("1")
+    for path in ("new", "deep/er/new", "file"):
+        files.check_writable("--json", tmp_path / path)
+    for path in (tmp_path, tmp_path / "file" / "new"):
+        said = told(files.check_writable, "--json", path)
+        assert said == f"--json {path}: cannot be written there"
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    assert told(files.check_writable, "--json", tmp_path / "deep" / "new").startswith("--json ")
+
+
+def test_a_lock_makes_its_folders_and_can_be_taken_again(tmp_path):
+    path = tmp_path / "deep" / "er" / "lock"
+    for _ in range(2):
+        with files.locked(path, "busy"):
+            assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+            with pytest.raises(UserError, match=rf"^busy \(process {os.getpid()} on "):
+                files.locked(path, "busy").__enter__()
+    with files.locked(path), pytest.raises(UserError, match=r"^busy "):
+        files.locked(path, "busy").__enter__()
+    (tmp_path / "file").write_text("")
+    said = told(files.locked(tmp_path / "file" / "lock").__enter__)
+    assert said.startswith(f"{tmp_path}/file/lock: cannot be written (")
+
+
+def test_a_lock_without_a_word_for_busy_is_waited_for(tmp_path):
+    order = []
+
+    def second():
+        with files.locked(tmp_path / "lock"):
+            order.append("second")
+
+    thread = threading.Thread(target=second, daemon=True)
+    with files.locked(tmp_path / "lock"):
+        thread.start()
+        thread.join(0.1)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_file_is_read_up_to_the_size_that_it_may_have(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"123")
+    assert files.read(path, "remedy", 3) == files.read(path, "remedy") == b"123"
+    said = f"{path}: not a file (ValueError: more than 2 bytes); remedy"
+    assert told(files.read, path, "remedy", 2) == said
+    with open(path, "wb") as file:
+        file.truncate(2**26 + 1)  # takes no room on the disk
+    assert f"more than {2**26} bytes" in told(files.read_json, path, "remedy")
+
+
+def test_what_is_wrong_with_a_file_is_told_in_one_line_of_bounded_length(tmp_path):
+    path = tmp_path / "x"
+
+    def fail(error):
+        with files.expecting("a list", path, "remedy", ZipError):
+            raise error
+
+    class ZipError(Exception):
+        pass
+
+    assert told(fail, ZipError("a\n  b")) == f"{path}: not a list (ZipError: a b); remedy"
+    reason = f"ValueError: {'x' * 999}"[:200]
+    assert told(fail, ValueError("x" * 999)) == f"{path}: not a list ({reason}); remedy"
+    error = PermissionError(13, "Permission denied")
+    assert told(fail, error) == f"{path}: cannot be read (Permission denied); remedy"
+    with pytest.raises(RuntimeError):
+        fail(RuntimeError())
+
+
+def test_the_first_three_tensors_that_do_not_fit_are_named(tmp_path):
+    path, shapes = tmp_path / "x", {"a": (1,), "b": (2, 3), "c": (4,)}
+    files.write_tensors(
+        path, {"b": torch.ones(2, 3), "c": torch.ones(4).half(), "d": torch.ones(1)}
+    )
+    said = (
+        "a: not there, expected F32 [1]; c: F16 [4], expected F32 [4]; d: F32 [1], expected nothing"
+    )
+    wrong = f"{path}: 3 tensors do not fit ({said}); remedy"
+    assert told(files.read_tensors, path, "remedy", "", shapes) == wrong
+    found = told(files.check_header, path, {**shapes, "e": (1,)}, "remedy")
+    assert found == f"{path}: 4 tensors do not fit ({said}); remedy"
+    shapes = {"b": (2, 3), "c": (4,), "d": (1,)}
+    files.write_tensors(path, {name: torch.ones(shape) for name, shape in shapes.items()})
+    assert files.read_tensors(path, "remedy", files.sha256(path), shapes).keys() == shapes.keys()
+    said = f"{path}: changed since it was written, its checksum differs; remedy"
+    assert told(files.read_tensors, path, "remedy", "0" * 64) == said
+
+
+def test_a_manifest_says_its_format_facts_and_checksums(tmp_path):
+    seal(tmp_path, {"b": "1", "a": "2"}, run="x", step="3")
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert content == {
+        **{"format": 1, "facts": {"run": "x", "step": "3"}, "sha256": {"b": "1", "a": "2"}}
+    }
+    identity = Sealed(tmp_path, "remedy").identity("b")
+    seal(tmp_path, {"a": "2"})
+    assert Sealed(tmp_path, "remedy").identity() == identity  # of all files but those left out
+    assert identity == hashlib.sha256(b'{"a": "2"}').hexdigest()
+    seal(tmp_path, {"a": "3"})
+    assert Sealed(tmp_path, "remedy").identity() != identity
+    files.write_json(tmp_path / "manifest.json", {**content, "format": 2})
+    assert "manifest.json: not a manifest (" in told(Sealed, tmp_path, "remedy")
+
+
+def test_a_sealed_file_is_read_as_its_kind_or_says_what_it_is(tmp_path):
+    sums = {"a.json": files.write_json(tmp_path / "a.json", [1, "2"])}
+    sums["x"] = files.write_tensors(tmp_path / "x", {"z": torch.ones(2)})
+    seal(tmp_path, sums)
+    sealed = Sealed(tmp_path, "remedy")
+    sealed.verify()
+    said = f"{tmp_path}/a.json: not a valid a.json (TypeError: it[1] is 2, not int); remedy"
+    assert told(sealed.decoded, "a.json", list[int]) == said
+    assert torch.equal(sealed.tensors("x", {"z": (2,)})["z"], torch.ones(2))
+    assert "do not fit" in told(sealed.tensors, "x", {"z": (3,)})
+    files.write_tensors(tmp_path / "x", {"z": torch.zeros(2)})
+    for read in (lambda: sealed.tensors("x", {"z": (2,)}), sealed.verify):
+        assert told(read).startswith(f"{tmp_path}/x: changed since it was written")
+
+
+def test_what_was_read_from_a_file_is_constant(run):
+    sealed = Sealed(run / "base", "remedy")
+    for x in (
+        *(sealed, sealed.manifest, sealed.decoded("config.json", BaseConfig)),
+        *(sealed.decoded("vocabulary.json", Vocabulary),),
+        Sealed(run / "control", "remedy").decoded("config.json", ControlConfig),
+    ):
+        with pytest.raises(FrozenInstanceError):
+            setattr(x, next(iter(x.__dataclass_fields__)), None)
+
+
+@dataclass
+class Table:
+    cells: dict[str, list[float]]
+    anything: Any
+    either: int | None
+
+
+def test_dictionaries_and_whatever_is_allowed_are_read_and_what_is_wrong_is_named():
+    right = {"cells": {"a": [1, 2.5]}, "anything": {"x": [None]}, "either": None}
+    table = decode(Table, right)
+    assert table == Table({"a": [1.0, 2.5]}, {"x": [None]}, None)
+    assert [type(x) for x in table.cells["a"]] == [float, float]
+    assert decode(Table, {**right, "either": 3}).either == 3
+    for change, said in (
+        ({"cells": {"a": [1, "2"]}}, "cells.a[1] is 2, not float"),
+        ({"cells": {"a": math.inf}}, "cells.a is inf, not list"),
+        ({"cells": [["a"]]}, "cells is [['a']], not dict"),
+        ({"either": "x" * 99}, f"either is {'x' * 40}, not int"),
+        ({"more": 1}, "it lacks or should not have more"),
+        ({"x" * 99: 1}, f"it lacks or should not have {'x' * 80}"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            decode(Table, {**right, **change})
+        assert str(error.value) == said
+    for value in (None, 3, [], {"cells": {}}):
+        with pytest.raises(ValueError, match=r"^it lacks or should not have "):
+            decode(Table, value)
+    assert decode(dict[str, int], {"a": 1}) == {"a": 1} and decode(Path, "a") == Path("a")
+    for kind, value in ((str, 1), (int, True), (bool, 1), (float, True), (str, ["a"]), (int, [1])):
+        with pytest.raises(TypeError, match=r"^it is .*, not"):
+            decode(kind, value)
+    with pytest.raises(TypeError, match=r"^it is a, not "):
+        decode(tuple[int, ...], "a")
+
+
+def test_the_parts_of_a_base_fit_together_or_are_refused():
+    parts = {"vae": VAEConfig(), "text": TextConfig(), "unet": UNetConfig(), "schedule": Schedule()}
+    for resolution in (16, 32, 4096):  # 4 in the autoencoder, 4 in the U-Net
+        assert BaseConfig(1, **parts, resolution=resolution).resolution == resolution
+    fit = "sizes of autoencoder, text encoder and U-Net that do not fit together"
+    for change, said in (
+        ({"resolution": 40}, fit),
+        ({"resolution": 24}, fit),
+        ({"unet": UNetConfig(channels=3)}, fit),
+        ({"unet": UNetConfig(context_width=64)}, fit),
+        ({"resolution": 0}, "resolution 0: must be between 1 and 4096"),
+        ({"resolution": 4112}, "resolution 4112: must be between 1 and 4096"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{said}$"):
+            BaseConfig(1, **{**parts, "resolution": 32, **change})
+    one = replace(UNetConfig(), widths=(4,), attention=(False,))
+    parts |= {"vae": VAEConfig(widths=(4,)), "unet": one}
+    assert BaseConfig(1, **parts, resolution=1).resolution == 1
+
+
+def test_a_vocabulary_is_that_of_its_text_encoder(run, tmp_path):
+    shutil.copytree(run / "base", tmp_path / "base")
+    path = tmp_path / "base" / "vocabulary.json"
+    content = json.loads(path.read_text())
+    for change in ({"length": 6}, {"vocabulary": [*content["vocabulary"], "more"]}):
+        sums = Sealed(run / "base", "").manifest.sha256
+        seal(tmp_path / "base", {**sums, path.name: files.write_json(path, {**content, **change})})
+        reason = "its numbers of words and tokens are not those of the text encoder"
+        said = f"{path}: not the vocabulary of this base (ValueError: {reason}); "
+        assert told(load_base, tmp_path / "base").startswith(said)
+
+
+def test_a_run_folder_says_what_it_is(run):
+    """Formats, facts and every file with its checksum, the settings among them if there are any."""
+    ldm = small_ldm()
+    names = {"config.json", "vocabulary.json", "latents.safetensors", "settings.json"}
+    names |= {f"{name}.safetensors" for name in ("vae", "text", "unet")}
+    assert Sealed(run / "base", "").manifest.sha256 == {
+        name: files.sha256(run / "base" / name) for name in names
+    }
+    config = json.loads((run / "base" / "config.json").read_text())
+    assert config["format"] == 1 and config["resolution"] == 32
+    assert config["vae"] == json.loads(json.dumps(asdict(ldm.vae.config)))
+    assert config["schedule"] == asdict(ldm.schedule)
+    assert set(Sealed(run / "control", "").manifest.sha256) == {
+        "config.json",
+        "controlnet.safetensors",
+    }
+    config = json.loads((run / "control" / "config.json").read_text())
+    assert config["format"] == 1 and config["condition"] == "canny"
+    assert config["base_sha256"] == base_checksum(run / "base")
+
+
+def test_a_control_whose_levels_are_not_those_of_the_autoencoder_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "x")
+    control, ldm = tmp_path / "x" / "control", load_base(tmp_path / "x" / "base")
+    save_control(control, ControlNet(ldm.unet, ControlNetConfig(1, (4, 8))), "canny", run / "base")
+    said = f"{control}/config.json (4, 8): give 3, as many as the autoencoder has"
+    assert told(load_control, control, run / "base", ldm) == said
+
+
+def test_what_fails_aside_is_a_warning_and_what_is_missing_is_named(capsys):
+    @warned("drawing")
+    def draw():
+        raise ValueError("a\n  b" + "x" * 999)
+
+    draw()
+    reason = ("ValueError: a b" + "x" * 999)[:300]
+    assert capsys.readouterr().err == f"warning: drawing failed ({reason})\n"
+    assert needed("json", "pictures") is json
+    assert needed("os.path", "pictures") is os.path
+    for module, package in (("no_such.thing.here", "no-such"), ("none", "none")):
+        said = f"pictures need {package}: pip install 'tinyldm[report]'"
+        assert told(needed, module, "pictures") == said
+    assert str(Stopped(15, "saved")) == "saved" and Stopped(15).number == 15

@@ -42,7 +42,13 @@ from tinyldm.support.command_line import parse
 from tinyldm.support.errors import UserError
 from tinyldm.text import TextConfig, Tokenizer
 from tinyldm.training.machine import Machine
-from tinyldm.training.networks import load_base, load_control, save_base, save_control
+from tinyldm.training.networks import (
+    base_checksum,
+    load_base,
+    load_control,
+    save_base,
+    save_control,
+)
 from tinyldm.training.presets import BASE_PRESETS
 from tinyldm.vae import VAE, VAEConfig
 
@@ -66,7 +72,7 @@ def runs(tmp_path_factory) -> Path:
         lines = [json.dumps({"stage": stage, "seconds": s}) for stage, s in seconds.items()]
         (folder / name / "metrics.jsonl").write_text("\n".join(lines))
     save_base(folder / "base", ldm)
-    save_control(folder / "control", controlnet, "canny", folder / "base")
+    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
     for i, picture in enumerate(load("shapes", "test", limit=2).images):
         save_image(folder / f"{i}.png", to_float(picture))
     return folder
@@ -233,7 +239,9 @@ def test_a_hint_that_is_edges_is_taken_as_it_is(runs, tmp_path):
 
 
 def test_a_control_of_another_condition_takes_that_of_the_hint(runs, tmp_path):
-    save_control(tmp_path / "control", controlnet_of(runs), "silhouette", runs / "base")
+    save_control(
+        tmp_path / "control", controlnet_of(runs), "silhouette", base_checksum(runs / "base")
+    )
     flags = ("--control", tmp_path / "control", "--hint", runs / "0.png")
     shown = tiles(drawn(runs, *QUICK, *flags))[0]
     picture = load("shapes", "test", limit=1).images[0].float()

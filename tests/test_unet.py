@@ -207,6 +207,50 @@ def test_a_number_may_be_its_smallest_and_no_less():
         check(SimpleNamespace(b=()), b=0)  # nothing is less than anything
 
 
+def test_a_number_may_be_its_largest_and_no_more_and_there_are_16_at_most():
+    check(SimpleNamespace(a=65_536, b=(2, 65_536), c=(1,) * 16), a=1, b=1, c=1)
+    check(SimpleNamespace(a=7, b=(7,)), most=7, a=1, b=1)
+    for name, value in (("a", 65_537), ("b", (2, 65_537)), ("c", (1,) * 17)):
+        with pytest.raises(ValueError, match=f"^{name} .*: must be 1 to 65536$"):
+            check(SimpleNamespace(**{name: value}), **{name: 1})
+    with pytest.raises(ValueError, match=r"^a 8: must be 3 to 7$"):
+        check(SimpleNamespace(a=8), most=7, a=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "most"),
+    [
+        *((UNetConfig, name, 65_536) for name in ("channels", "context_width")),
+        *((VAEConfig, name, 65_536) for name in ("image_channels", "latent_channels")),
+        *((TextConfig, name, 65_536) for name in ("length", "width")),
+        (ControlNetConfig, "hint_channels", 65_536),
+        *(
+            (UNetConfig, "res_blocks", 64),
+            (VAEConfig, "res_blocks", 64),
+            (TextConfig, "layers", 64),
+        ),
+    ],
+)
+def test_the_largest_sizes_are_allowed_and_larger_ones_are_named(config, name, most):
+    assert getattr(config(**{name: most}), name) == most
+    with pytest.raises(ValueError, match=f"^{name} {most + 1}: must be . to {most}$"):
+        config(**{name: most + 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(UNetConfig, "widths"), (VAEConfig, "widths"), (ControlNetConfig, "hint_widths")],
+)
+def test_a_network_has_16_levels_at_most(config, name):
+    def sizes(levels):
+        more = {"attention": (False,) * levels} if config is UNetConfig else {}
+        return {name: (4,) * levels, **more}
+
+    config(**sizes(16))
+    with pytest.raises(ValueError, match=f"^{name} "):
+        config(**sizes(17))
+
+
 SMALLEST = {
     UNetConfig: {
         **{"channels": 1, "widths": (2,), "res_blocks": 1, "attention": (True,), "heads": 1},

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ FILES = {  # sha256 of the decompressed bytes
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+MOST = 2**26  # bytes, decompressed
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # torchvision's
 SILENCE = 12.0  # seconds without progress that are waited for
 DEBIAN = "apt-get download dataset-fashion-mnist"
@@ -49,11 +51,14 @@ def read_idx(path: Path, sha256: str) -> Tensor:
     content = files.read(path, REMEDY)
     if path.suffix == ".gz":
         with files.expecting("a gzip file", path, REMEDY, zlib.error):
-            content = gzip.decompress(content)
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MOST)
     if hashlib.sha256(content).hexdigest() != sha256:
         wrong = "checksum differs, the file is damaged or another dataset"
         raise UserError(f"{path}: {wrong}; {REMEDY}")
-    with tempfile.TemporaryDirectory() as folder:  # torchvision reads a path, and no .gz
+    with (
+        files.expecting("an idx file", path, REMEDY),
+        tempfile.TemporaryDirectory() as folder,  # torchvision reads a path, and no .gz
+    ):
         unzipped = Path(folder) / "idx"
         unzipped.write_bytes(content)
         return read_sn3_pascalvincent_tensor(str(unzipped))

@@ -87,7 +87,7 @@ def read_square(path: Path, channels: int) -> Image.Image:
 
     Raises UserError if it is not a regular file, no picture, or has more than 89 million pixels.
     """
-    content = io.BytesIO(files.read(path, GIVE))
+    content = io.BytesIO(files.read(path, GIVE, most=2**28))
     with files.expecting("a picture", path, GIVE, Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a decoder repairs
         warnings.simplefilter("error", Image.DecompressionBombWarning)

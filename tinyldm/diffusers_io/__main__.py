@@ -23,10 +23,12 @@ from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
-from tinyldm.support.sealed import Sealed, is_sealed, seal
+from tinyldm.support.sealed import MANIFEST, Sealed, is_sealed, seal
+from tinyldm.training.machine import process
 from tinyldm.training.networks import (
     NO_BASE,
     SETTINGS,
+    base_checksum,
     load_base,
     load_control,
     save_base,
@@ -101,13 +103,22 @@ def check_same(what: Path, theirs: object, ours: object, *fields: str) -> None:
             raise UserError(f"{what}: its {field} is {a}, that of the base is {b}")
 
 
+def check_export(folder: Path) -> None:
+    """Raise UserError unless all files are as they were exported, and none came later."""
+    sealed = Sealed(folder, "export it again")
+    sealed.verify()
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if later := sorted(names - {MANIFEST, *sealed.manifest.sha256}):
+        raise UserError(f"{folder}: {later[0]} was not exported with the rest; remove it")
+
+
 def import_run(settings: Import) -> None:
     """Write OUT/base and, with a controlnet/, OUT/control. Raises UserError if they exist or do not fit."""
     folder, base, control = settings.folder, settings.out / "base", settings.out / "control"
     if os.path.lexists(base) or os.path.lexists(control):
         raise UserError(f"{settings.out}: holds runs already; name another folder")
     if is_sealed(folder):
-        Sealed(folder, "export it again").verify()
+        check_export(folder)
     elif (folder / "controlnet").exists():
         print(f"note: {folder}: nothing says that controlnet/ belongs to unet/", file=sys.stderr)
     ldm = load_base(settings.base)
@@ -124,15 +135,16 @@ def import_run(settings: Import) -> None:
         save_base(new, ldm)
     if controlnet:
         with files.whole_folder(control) as new:
-            save_control(new, controlnet, "canny", base)
+            save_control(new, controlnet, "canny", base_checksum(base))
 
 
 def main(settings: Export | Import) -> None:
     """Export or import, and print the folder that was written."""
-    if isinstance(settings, Export):
-        export_run(settings)
-    else:
-        import_run(settings)
+    with process("cpu"):  # a signal leaves nothing half written
+        if isinstance(settings, Export):
+            export_run(settings)
+        else:
+            import_run(settings)
     print(settings.out)
 
 

@@ -17,6 +17,7 @@ from tinyldm.diffusers_io.configurations import (
 )
 from tinyldm.diffusers_io.names import Network, table_of
 from tinyldm.support import files
+from tinyldm.support.decode import decode
 from tinyldm.support.errors import UserError
 from tinyldm.unet import UNet
 from tinyldm.vae import VAE
@@ -72,5 +73,8 @@ def import_vae(folder: Path) -> VAE:
     """The autoencoder in a diffusers folder, frozen; its scaling factor becomes our scale. Raises UserError."""
     vae = loaded(VAE(vae_config(folder)), folder)
     with reading(folder) as entries:
-        vae.scale.fill_(entries.get("scaling_factor", 0.18215))
+        scale = decode(float, entries.get("scaling_factor", 0.18215), "scaling_factor")
+        if not 1e-6 < scale < 1e6:
+            raise ValueError(f"scaling_factor is {scale}")
+        vae.scale.fill_(scale)
     return vae

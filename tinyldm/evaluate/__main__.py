@@ -197,11 +197,11 @@ def main(settings: EvaluateSettings) -> None:
     if out:
         files.check_writable("--json", out)
     torch_fidelity("metric_fid")  # or fail now, not after minutes
-    with process(settings.device, settings.precision) as machine:
-        results = evaluate(settings, machine)
     seconds = seconds_of(settings.base)
     if settings.control:
         seconds |= seconds_of(settings.control)
+    with process(settings.device, settings.precision) as machine:
+        results = evaluate(settings, machine)
     results["seconds"] = {**seconds, "evaluate": round(time.perf_counter() - start, 2)}
     print_tables(results)
     if out:

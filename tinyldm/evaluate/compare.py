@@ -1,5 +1,6 @@
 """Quality against minutes of training, from what `tinyldm.evaluate --json` wrote."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ def point(path: Path) -> dict[str, Any]:
     with files.expecting("an evaluation of a base and a ControlNet", path, REMEDY):
         row, base = results["control"]["perfect"], results["base"]
         return {
-            "minutes": sum(results["seconds"][stage] for stage in STAGES) / 60,
-            "gain": Estimate(row["gain"], *row["gain_interval"]),
-            "fd": row["fd"],
-            "base_fd": base["fd"],
-            "acc": base["acc_class"],
-            "ce": results["vae"]["ce"],
+            "minutes": sum(float(results["seconds"][stage]) for stage in STAGES) / 60,
+            "gain": Estimate(*map(float, (row["gain"], *row["gain_interval"]))),
+            "fd": float(row["fd"]),
+            "base_fd": float(base["fd"]),
+            "acc": float(base["acc_class"]),
+            "ce": float(results["vae"]["ce"]),
         }
 
 
@@ -50,8 +51,9 @@ def draw(points: Sequence[dict[str, Any]], out: Path) -> None:
         ax.set_xticks(x, [f"{m:.0f}" for m in x], minor=False)
         ax.minorticks_off()
         ax.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    files.write(out, content.getvalue())
     plt.close(figure)
 
 

@@ -22,6 +22,7 @@ from tinyldm.data import load
 from tinyldm.data.dataset import Columns, Dataset, to_float
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
+from tinyldm.support.errors import UserError
 from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
@@ -141,6 +142,8 @@ def main(settings: JudgeSettings) -> None:
     """Train, save weights and card (sizes, checksum, test accuracy), print the accuracy."""
     path = settings.out / f"{settings.dataset}.safetensors"
     files.check_writable("--out", path)
+    if path.exists():
+        raise UserError(f"--out {settings.out}: holds {path.name}; move it, or name another folder")
     every = partial(load, settings.dataset, data_dir=settings.data_dir, held_out=True)
     data, test = every("train"), every("test")
     judge = train(settings, data)

@@ -92,6 +92,8 @@ def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = Non
     first.add_argument("--preset", default="auto", nargs="?")
     name = first.parse_known_args(args)[0].preset
     found = {"auto": presets["gpu" if torch.cuda.is_available() else "cpu"], **presets}
+    if name is None:
+        raise UserError(f"--preset: give one of {', '.join(found)}")
     if name not in found:
         raise UserError(f"--preset {name}: not one of {', '.join(found)}")
     return parse(type(found[name]), found[name], args)
@@ -104,7 +106,7 @@ def complaint(error: Exception) -> str:
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if ran_out or re.search("DefaultCPUAllocator|can't allocate memory", str(error)):
         reason = " ".join(str(error).split())[:200]
-        return f"out of memory ({reason}); lower --batch-size or the sizes"
+        return f"out of memory ({reason}); lower the batch size or the sizes"
     raise error
 
 

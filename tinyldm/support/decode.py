@@ -30,7 +30,8 @@ def decode(kind: Any, value: Any, name: str = "it") -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise TypeError(f"{name} is {str(value)[:40]}, not {getattr(kind, '__name__', kind)}")
+        wanted = f"one of {args}" if origin is Literal else getattr(kind, "__name__", kind)
+        raise TypeError(f"{name} is {str(value)[:40]}, not {wanted}")
     return value
 
 

@@ -1,9 +1,11 @@
 """Write so that a kill or a full disk never costs what was there; read so that damage is one clear error."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -49,14 +51,22 @@ def sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def real(path: Path) -> Path:
+    """The path without links, as far as there are any."""
+    return Path(os.path.realpath(path))
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a new name, which becomes `path` when all is written; whatever fails, nothing else is left.
 
-    Makes folders above. Raises UserError for what the system refuses.
+    Follows links, makes folders above. Raises UserError for what the system refuses, and for devices.
     """
+    path = real(path)
     temporary = temporary_name(path)
     try:
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise OSError(errno.EINVAL, "a device or a pipe")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
@@ -84,7 +94,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder, which gets the name `path` when all is in it. Raises UserError if that is in use."""
     with writing(path) as temporary:
         temporary.mkdir()
-        yield temporary
+        try:
+            yield temporary
+        except UserError as error:
+            raise UserError(str(error).replace(str(temporary), str(path))) from error
         sync(temporary)
 
 
@@ -114,16 +127,31 @@ def discard(folder: Path) -> None:
         remove(hidden)
 
 
-def sweep(folder: Path, pattern: str = "*") -> None:
-    """Delete what writers that were killed left in a folder and in those below it."""
-    for path in [*folder.rglob(f".{pattern}.tmp")]:
-        remove(path)
+def is_temporary(path: Path, name: str = "") -> bool:
+    """Is this a name from `temporary_name`, for a file of this name if one is given?"""
+    pattern = re.escape(name) if name else ".+"
+    return bool(re.fullmatch(rf"\.{pattern}\.[0-9a-f]{{8}}\.tmp", path.name))
+
+
+def sweep(path: Path) -> None:
+    """Delete what writers that were killed left of a folder, beside it and in it."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    leftovers = [entry for entry in beside if is_temporary(entry, path.name)]
+    for leftover in [*leftovers, *(entry for entry in path.rglob(".*.tmp") if is_temporary(entry))]:
+        remove(leftover)
+
+
+def writable(path: Path) -> bool:
+    """Can something be made there, or in it if it is a folder?"""
+    place = path.absolute()
+    folder = next(folder for folder in (place, *place.parents) if os.path.exists(folder))
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def check_writable(flag: str, path: Path) -> None:
     """Raise UserError, naming the flag, unless a file can be written there."""
-    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
+    special = os.path.exists(path) and not os.path.isfile(path)
+    if special or not writable(real(path).parent):
         raise UserError(f"{flag} {path}: cannot be written there")
 
 
@@ -135,20 +163,19 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
     """
     import fcntl  # not on Windows, where only this function cannot be used
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "a+"))
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(f"{busy} ({file.read().strip()})") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         yield
 
 

@@ -112,6 +112,8 @@ def fit(
             if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
                 checkpoints.save(state, log, done)
         if saving:
-            machine.stop.check(f"stopped after step {done} of {name}; --resume latest resumes it")
+            machine.stop.check(
+                f"stopped after step {done} of {name}; a run resumes by --resume latest"
+            )
     checkpoints.before += steps
     ema.copy_to_parameters()

@@ -96,7 +96,7 @@ def pick_device(name: str) -> torch.device:
             ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         )
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from error
     return device
 

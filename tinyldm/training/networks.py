@@ -156,10 +156,10 @@ def base_checksum(folder: Path) -> str:
     return Sealed(folder, NO_BASE).identity(SETTINGS, LATENTS)
 
 
-def save_control(folder: Path, controlnet: ControlNet, condition: str, base: Path) -> None:
+def save_control(folder: Path, controlnet: ControlNet, condition: str, base_sha256: str) -> None:
     """Write a ControlNet, the name of its condition, the identity of its base, and the manifest."""
     config = {"controlnet": asdict(controlnet.config), "condition": condition}
-    content = {"format": FORMAT, **config, "base_sha256": base_checksum(base)}
+    content = {"format": FORMAT, **config, "base_sha256": base_sha256}
     sums = {CONFIG: files.write_json(folder / CONFIG, content)}
     file = "controlnet.safetensors"
     seal_run(folder, sums | {file: save_weights(folder / file, controlnet)})

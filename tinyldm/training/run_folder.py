@@ -1,8 +1,10 @@
 """Run folders: opened once, never overwritten by accident; and what every command reads from one."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,6 +24,12 @@ from tinyldm.training.machine import Machine
 from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_base
 from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings
 
+REPLACING = "replacing.json"  # in a run that is to replace the one which stands aside
+# what trainings write into a run folder
+OURS = (
+    rf"(settings|config|vocabulary|manifest|{REPLACING[:-5]})\.json|metrics\.jsonl|loss\.png|"
+    r"\w+\.safetensors|previews|hints|checkpoint-\d+"
+)
 # settings that may differ when a run is resumed: they do not change what becomes of it
 FREE = {
     *("preset", "resume", "overwrite", "device", "preview_every"),
@@ -37,7 +45,7 @@ def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dic
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
     elif settings.data.data_dir:
-        content["data"]["data_dir"] = str(settings.data.data_dir.resolve())
+        content["data"]["data_dir"] = str(files.real(settings.data.data_dir))
     return content
 
 
@@ -64,56 +72,70 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def check_out(settings: BaseSettings | ControlSettings, machine: Machine) -> int | None:
-    """The checkpoint to resume from, 0 for the start; None for a new run. Changes nothing.
+def check_out(
+    settings: BaseSettings | ControlSettings, machine: Machine, holding: bool = False
+) -> int | None:
+    """The checkpoint to resume from, 0 for the start; None for a new run. Changes no unfinished run.
 
-    Raises UserError if the run folder may not be used so, and Finished if nothing is left to do.
+    `holding` tells that this process holds the run. Raises UserError if the run folder may not be used
+    so, and Finished if nothing is left to do.
     """
-    out, run = settings.out, settings.run
+    out, run = files.real(settings.out), settings.run
     if isinstance(settings, ControlSettings):
-        base = settings.base.resolve()
-        if out.resolve() in (base, *base.parents):
+        base = files.real(settings.base)
+        if {out, aside(out)} & {base, *base.parents}:
             raise UserError(f"--out {out}: holds the base {settings.base}; name another folder")
-    if run.resume:
-        return check_resumable(out, run.resume, described(settings, machine))
-    check_room(out, run.overwrite)
-    return None
+    with files.expecting("a run folder", out, "name another --out"):
+        if not run.resume:
+            check_room(out, run.overwrite)
+            return None
+        at = check_resumable(out, run.resume, described(settings, machine))
+    if is_sealed(out):
+        with contextlib.nullcontext() if holding else held(out):
+            complete(out)
+        raise Finished(f"{out}: finished already")
+    return at
 
 
 def check_room(out: Path, overwrite: bool) -> None:
     """Raise UserError unless a new run may be made there."""
-    old = aside(out.resolve())
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise UserError(f"--out {out}: is a file; name a folder")
-    files.check_writable("--out", out.resolve() / "in it")
-    files.check_writable("--out", out.resolve().with_name("beside it"))
-    if out.exists() and any(path for path in out.iterdir() if path.suffix != ".tmp"):
-        if not is_run(out):
-            raise UserError(f"--out {out}: a folder with other content; name a new one")
-        if not overwrite:
-            remedy = "give --resume latest, --overwrite or another folder"
-            raise UserError(f"--out {out}: holds a run already; {remedy}")
-    if old.exists() and not is_run(old):
-        raise UserError(f"--out {out}: {old} is in the way; move it, or name another folder")
-    if old.exists() and not overwrite:
-        remedy = "give --overwrite, or move it"
-        raise UserError(f"--out {out}: {old} is a run that was being replaced; {remedy}")
+    if not out.name or (os.path.exists(out) and not os.path.isdir(out)):
+        raise UserError(f"--out {out}: is no folder; name one")
+    if not files.writable(out) or not files.writable(out.parent):
+        raise UserError(f"--out {out}: cannot be written there")
+    if os.path.isdir(out) and any(not files.is_temporary(path) for path in out.iterdir()):
+        check_replaceable(out, overwrite)
+    if os.path.lexists(aside(out)) and not (out / REPLACING).exists():
+        raise UserError(f"--out {out}: {aside(out)} is in the way; move it to {out} or elsewhere")
+
+
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise UserError unless the folder holds a run, and nothing else, that may be replaced."""
+    if not is_run(out):
+        raise UserError(f"--out {out}: a folder with other content; name a new one")
+    if not overwrite:
+        remedy = "give --resume latest, --overwrite or another folder"
+        raise UserError(f"--out {out}: holds a run already; {remedy}")
+    if others := [p.name for p in out.iterdir() if not re.fullmatch(OURS, p.name)]:
+        raise UserError(f"--overwrite: {out} also holds {others[0]}; move that first")
+    if (out / REPLACING).exists() and not is_sealed(out) and Checkpoints(out).numbers():
+        remedy = "give --resume latest, or delete it"
+        raise UserError(f"--overwrite: {out} is half of a run that replaces another; {remedy}")
 
 
 def check_resumable(out: Path, resume: Path, settings: dict) -> int:
-    """The checkpoint that --resume names. Raises UserError, Finished if the run is."""
+    """The checkpoint that --resume names, 0 for a run that is finished and undamaged. Raises UserError."""
     path, remedy = out / SETTINGS, "there is no run to resume; leave out --resume"
     content = files.read_json(path, remedy)
     with files.expecting("the settings of a run", path, remedy):
         before, after = flat(content), flat(settings)
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if changed:
-        pairs = (f"{k}: {before.get(k)} then, {after.get(k)} now" for k in changed)
-        raise UserError(f"--resume: {out} holds a run with other settings ({'; '.join(pairs)})")
+        pairs = "; ".join(f"{k}: {before.get(k)} then, {after.get(k)} now" for k in changed)
+        raise UserError(f"--resume: {out} holds a run with other settings ({pairs}); give the same")
     if is_sealed(out):
-        with held(out):
-            complete(out)
-        raise Finished(f"{out}: finished already")
+        Sealed(out, "move this run away, or start over with --overwrite").verify()
+        return 0
     checkpoints = Checkpoints(out, run=fingerprint(settings))
     return latest(checkpoints) if str(resume) == "latest" else named(checkpoints, resume)
 
@@ -129,11 +151,11 @@ def latest(checkpoints: Checkpoints) -> int:
 
 def named(checkpoints: Checkpoints, path: Path) -> int:
     """The checkpoint with this path. Raises UserError if it is none of this run, or damaged."""
-    numbers = {checkpoints.path(n).resolve(): n for n in checkpoints.numbers()}
-    if path.resolve() not in numbers:
+    numbers = {files.real(checkpoints.path(n)): n for n in checkpoints.numbers()}
+    if files.real(path) not in numbers:
         known = ", ".join(["latest", *(str(checkpoints.path(n)) for n in numbers.values())])
         raise UserError(f"--resume {path}: no checkpoint of {checkpoints.folder}; it has {known}")
-    checkpoints.open(number := numbers[path.resolve()])
+    checkpoints.open(number := numbers[files.real(path)])
     return number
 
 
@@ -145,11 +167,8 @@ def fingerprint(settings: dict) -> str:
 @contextmanager
 def held(out: Path) -> Iterator[None]:
     """Inside, no other process may train into this folder. Raises UserError if one does."""
-    out = out.resolve()
     busy = f"--out {out}: another training is writing there; wait for it, or name another folder"
     with files.locked(out.with_name(f".{out.name}.lock"), busy):
-        for leftover in out.parent.glob(f".{out.name}.*.tmp"):
-            files.remove(leftover)
         files.sweep(out)
         yield
 
@@ -161,13 +180,13 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
     With --overwrite the old run stands aside until the new one is complete, and comes back if that fails
     before its first checkpoint. Raises UserError.
     """
-    run, out = settings.run, settings.out.resolve()
+    run, out = settings.run, files.real(settings.out)
     with held(out):
-        at, content = check_out(settings, machine), described(settings, machine)
+        at, content = check_out(settings, machine, holding=True), described(settings, machine)
         if at is None:
             make(out, content)
         limits = run.checkpointing_steps, run.checkpoints_total_limit
-        checkpoints = Checkpoints(settings.out, *limits, at or 0, fingerprint(content))
+        checkpoints = Checkpoints(out, *limits, at or 0, fingerprint(content))
         try:
             yield checkpoints
         except Exception:
@@ -178,21 +197,28 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
 
 
 def make(out: Path, content: dict) -> None:
-    """Make a run folder; put a run that stands there aside, an unfinished one only if nothing does."""
-    if is_run(out):
-        if is_sealed(out) or not aside(out).exists():
-            files.discard(aside(out))
-            files.move(out, aside(out))
+    """Make a run folder. A run that stands there is put aside last of all, which the new one notes."""
+    replaced = is_run(out)
+    if replaced and (out / REPLACING).exists():
+        if is_sealed(out):
+            complete(out)
         else:
-            files.discard(out)
+            unmake(out)
+    if not replaced and out.exists():  # an empty folder, perhaps somebody's current one
+        files.write_json(out / SETTINGS, content)
+        return
     with files.whole_folder(out) as folder:
         files.write_json(folder / SETTINGS, content)
+        if replaced:
+            files.write_json(folder / REPLACING, str(aside(out)))
+            files.move(out, aside(out))
 
 
 def unmake(out: Path) -> None:
-    """Delete a run in which nothing was trained, and put back what stood there."""
+    """Delete a run in which nothing was trained, and put back what it was to replace."""
+    replacing = (out / REPLACING).exists()
     files.discard(out)
-    if aside(out).exists():
+    if replacing:
         files.move(aside(out), out)
 
 
@@ -200,7 +226,9 @@ def complete(out: Path) -> None:
     """Delete what a finished run needs no more, and draw its losses."""
     if is_sealed(out):
         Checkpoints(out).clear()
-        files.discard(aside(out.resolve()))
+        if (out / REPLACING).exists():
+            files.discard(aside(out))
+            files.remove(out / REPLACING)
         with warned(f"drawing {out / 'loss.png'}"):
             plot_losses(out)
 
@@ -225,4 +253,10 @@ def dataset_of(base: Path) -> str:
 
 def load_run(base: Path, *splits: str) -> tuple[LatentDiffusion, list[Dataset]]:
     """A base's model, and splits of the dataset that it was trained on. Raises UserError."""
-    return load_base(base), load_data(data_settings(base), *splits)
+    ldm, every = load_base(base), load_data(data_settings(base), *splits)
+    expected = (ldm.vae.config.image_channels, ldm.resolution, ldm.resolution)
+    if (found := tuple(every[0].images.shape[1:])) != expected:
+        raise UserError(
+            f"{base / SETTINGS}: images of {found}, not the model's {expected}; {NO_BASE}"
+        )
+    return ldm, every

@@ -16,6 +16,8 @@ Flat = arg(name="")  # its flags carry no prefix: --lr, not --fit.lr
 Preset = Literal["auto", "tiny", "cpu", "long", "gpu"]
 Density = Annotated[Literal["uniform", "logit-normal"], arg(aliases=["--timesteps"])]
 
+MOST = 10**9  # of steps, images, ...
+
 
 def within(settings: object, low: float, high: float, *names: str) -> None:
     """Raise ValueError, naming the field, for a number that is not finite or not in [low, high]."""
@@ -48,7 +50,7 @@ class DataSettings:
     """Use only the first N images of each split; 0 means all."""
 
     def __post_init__(self) -> None:
-        within(self, 0, math.inf, "limit")
+        within(self, 0, MOST, "limit")
         within(self, 32, 4096, "resolution")
 
 
@@ -79,7 +81,8 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         positive(self, "steps", "batch_size", "lr", "clip", "log_every", "preview_every")
-        within(self, 0, math.inf, "warmup", "weight_decay")
+        within(self, 0, MOST, "warmup", "weight_decay", "steps", "preview_every")
+        within(self, 0, 2**16, "batch_size", "log_every")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema}: must be in [0, 1)")
 
@@ -120,6 +123,7 @@ class RunSettings(MachineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "checkpointing_steps", "checkpoints_total_limit")
+        within(self, 0, MOST, "checkpointing_steps", "checkpoints_total_limit")
 
 
 @dataclass(frozen=True)
