@@ -204,3 +204,12 @@ def test_an_autoencoders_attention_is_between_positions_row_by_row():
     y = module.attention(y.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(module(x), x + y)
     assert module.attention.heads == 1 and module.attention.q.bias is not None
+
+
+def test_the_text_encoder_has_its_sizes_by_default_and_their_lower_bounds():
+    assert TextConfig() == TextConfig(vocabulary=0, length=16, width=128, layers=2, heads=4)
+    smallest = {"length": 1, "width": 2, "layers": 1, "heads": 1}
+    TextConfig(**smallest)
+    for name, least in smallest.items():
+        with pytest.raises(ValueError, match=f"^{name} {least - 1}: must be {least} to "):
+            TextConfig(**{**smallest, name: least - 1})
