@@ -213,3 +213,18 @@ def test_the_text_encoder_has_its_sizes_by_default_and_their_lower_bounds():
     for name, least in smallest.items():
         with pytest.raises(ValueError, match=f"^{name} {least - 1}: must be {least} to "):
             TextConfig(**{**smallest, name: least - 1})
+
+
+def test_the_autoencoder_has_32_groups_or_what_divides_its_widths_of_at_least_one():
+    for widths, groups in (((64, 128), 32), ((32, 48), 16), ((8, 24), 8), ((7, 14), 1)):
+        assert VAEConfig(widths=widths).groups == groups
+    VAEConfig(widths=(1, 1))
+    for name, sizes in (("widths", (1, 0)), ("image_channels", 0), ("latent_channels", 0)):
+        with pytest.raises(ValueError, match=f"^{name} "):
+            VAEConfig(**{name: sizes})
+
+
+def test_the_first_convolution_of_each_half_keeps_the_size():
+    vae = VAE(VAEConfig(3, 4, (8, 8, 16)))
+    assert vae.encoder[0](torch.zeros(1, 3, 32, 32)).shape == (1, 8, 32, 32)
+    assert vae.decoder[0](torch.zeros(1, 4, 8, 8)).shape == (1, 16, 8, 8)
