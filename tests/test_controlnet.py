@@ -303,3 +303,11 @@ def test_weights_multiply_every_residual():
     assert [r.unique().item() for r in resolution_weighted(residuals)] == [1, 6]
     tall = [torch.ones(1, 2, 12, 4), torch.ones(1, 2, 4, 2)]
     assert [r.unique().item() for r in resolution_weighted(tall)] == [1, 3]  # by height
+
+
+def test_a_hint_has_one_channel_by_default_and_sizes_are_at_least_one():
+    assert ControlNetConfig() == ControlNetConfig(1, (16, 32, 96))
+    for sizes in ({"hint_channels": 0}, {"hint_widths": (8, 0)}):
+        (name,) = sizes
+        with pytest.raises(ValueError, match=f"^{name} "):
+            ControlNetConfig(**sizes)

@@ -160,7 +160,7 @@ def test_a_picture_is_grey_or_red_green_blue_as_asked(tmp_path):
 
 
 def test_levels_beyond_16_bits_are_black_or_white(tmp_path):
-    levels = np.array([[-70_000, -1], [70_000, 2**16 - 1]], dtype=np.int32)
+    levels = np.array([[-70_000, 256], [70_000, 2**16 - 1]], dtype=np.int32)
     Image.fromarray(levels).save(tmp_path / "p.tiff")
     assert read_image(tmp_path / "p.tiff", 1, 2)[0, 0].tolist() == [[0, 0], [255, 255]]
 

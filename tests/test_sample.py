@@ -80,7 +80,7 @@ def runs(tmp_path_factory) -> Path:
 
 def drawn(folder: Path, *flags: object) -> np.ndarray:
     """The pixels (H, W, 3), red first, of what `sample` writes with these flags."""
-    args = ["--base", folder / "base", "--out", folder / "s.png", *flags]
+    args = ["--base", folder / "base", "--out", folder / "s.png", "--device", "cpu", *flags]
     sample.main(parse(sample.SampleSettings, args=[str(arg) for arg in args]))
     with Image.open(folder / "s.png") as picture:
         assert picture.mode == "RGB" and picture.format == "PNG"
@@ -400,7 +400,7 @@ def measured(runs) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda text: printed.append(text))
-        settings = [str(arg) for arg in (*args, *ASKED, "--precision", "fp32")]
+        settings = [str(arg) for arg in (*args, *ASKED, "--precision", "fp32", "--device", "cpu")]
         evaluate(parse(EvaluateSettings, args=settings))
     return json.loads((runs / "e.json").read_text()) | {"printed": "\n".join(printed)}
 

@@ -204,3 +204,27 @@ def test_an_autoencoders_attention_is_between_positions_row_by_row():
     y = module.attention(y.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(module(x), x + y)
     assert module.attention.heads == 1 and module.attention.q.bias is not None
+
+
+def test_the_text_encoder_has_its_sizes_by_default_and_their_lower_bounds():
+    assert TextConfig() == TextConfig(vocabulary=0, length=16, width=128, layers=2, heads=4)
+    smallest = {"length": 1, "width": 2, "layers": 1, "heads": 1}
+    TextConfig(**smallest)
+    for name, least in smallest.items():
+        with pytest.raises(ValueError, match=f"^{name} {least - 1}: must be {least} to "):
+            TextConfig(**{**smallest, name: least - 1})
+
+
+def test_the_autoencoder_has_32_groups_or_what_divides_its_widths_of_at_least_one():
+    for widths, groups in (((64, 128), 32), ((32, 48), 16), ((8, 24), 8), ((7, 14), 1)):
+        assert VAEConfig(widths=widths).groups == groups
+    VAEConfig(widths=(1, 1))
+    for name, sizes in (("widths", (1, 0)), ("image_channels", 0), ("latent_channels", 0)):
+        with pytest.raises(ValueError, match=f"^{name} "):
+            VAEConfig(**{name: sizes})
+
+
+def test_the_first_convolution_of_each_half_keeps_the_size():
+    vae = VAE(VAEConfig(3, 4, (8, 8, 16)))
+    assert vae.encoder[0](torch.zeros(1, 3, 32, 32)).shape == (1, 8, 32, 32)
+    assert vae.decoder[0](torch.zeros(1, 4, 8, 8)).shape == (1, 16, 8, 8)
