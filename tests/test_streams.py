@@ -218,7 +218,7 @@ def test_the_preset_is_that_of_the_machine_unless_it_is_named(monkeypatch, gpu, 
     with pytest.raises(UserError) as error:
         parse_with_preset(PRESETS, ["--preset", "huge"])
     assert str(error.value) == "--preset huge: not one of auto, cpu, gpu, tiny"
-    with pytest.raises(UserError, match="^--preset: give one of auto, cpu, gpu, tiny$"):
+    with pytest.raises(UserError, match=r"^--preset: give one of auto, cpu, gpu, tiny$"):
         parse_with_preset(PRESETS, ["--preset"])
     with pytest.raises(UserError, match="--pre"):  # no abbreviations
         parse_with_preset(PRESETS, ["--pre", "tiny"])
