@@ -844,7 +844,12 @@ def test_a_run_folder_says_what_it_is(run):
 def test_a_control_whose_levels_are_not_those_of_the_autoencoder_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path / "x")
     control, ldm = tmp_path / "x" / "control", load_base(tmp_path / "x" / "base")
-    save_control(control, ControlNet(ldm.unet, ControlNetConfig(1, (4, 8))), "canny", run / "base")
+    save_control(
+        control,
+        ControlNet(ldm.unet, ControlNetConfig(1, (4, 8))),
+        "canny",
+        base_checksum(run / "base"),
+    )
     said = f"{control}/config.json (4, 8): give 3, as many as the autoencoder has"
     assert told(load_control, control, run / "base", ldm) == said
 
