@@ -276,7 +276,7 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--text.length", "0"], ["--text.length"]),
         (["--unet.attention", "True"], ["--unet.attention"]),
         (["--preset", "tiny", "--device", "abacus"], ["--device", "abacus"]),
-        (["--preset", "tiny", "--out", "train_base.py"], ["train_base.py", "file"]),
+        (["--preset", "tiny", "--out", "train_base.py"], ["train_base.py", "is no folder"]),
         (["--preset", "tiny", "--out", "tests"], ["tests", "new"]),
         (["--preset", "cpu", "--data-dir", "nowhere"], ["nowhere", "apt-get"]),
     ],
