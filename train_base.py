@@ -57,7 +57,7 @@ def main(settings: BaseSettings) -> None:
             minimise(noise_loss, [ldm.text, ldm.unet], columns, settings.fit, name="base", **watch)
 
             save_base(out, ldm, latents)
-    print(f"{out}: done. Next:\n    python train_control.py --base {out}")
+    print(f"{settings.out}: done. Next:\n    python train_control.py --base {settings.out}")
 
 
 if __name__ == "__main__":

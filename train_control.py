@@ -56,8 +56,8 @@ def main(settings: ControlSettings) -> None:
 
             hint = save_examples(out / "hints", validation)[0]
             save_control(out, controlnet, settings.condition, base_sha256)
-    sample = f"python -m tinyldm.sample --base {base} --control {out} --hint {hint}"
-    print(f'{out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
+    sample = f"python -m tinyldm.sample --base {base} --control {settings.out} --hint {hint}"
+    print(f'{settings.out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
 
 
 if __name__ == "__main__":
