@@ -564,3 +564,13 @@ def test_one_run_alone_is_drawn_into_a_folder_that_is_there(tmp_path):
     for _ in range(2):
         compare([tmp_path / "a.json"], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    "card", [{}, [], {"channels": "x", "values": [2], "sha256": "", "labels": []}]
+)
+def test_a_card_of_the_judge_that_is_none_is_one_clear_error(tmp_path, monkeypatch, card):
+    monkeypatch.setattr(judge_file, "FOLDER", tmp_path)
+    files.write_json(tmp_path / "shapes.json", card)
+    with pytest.raises(UserError, match=r"shapes\.json: not a judge's card .* train it with"):
+        load_judge("shapes")

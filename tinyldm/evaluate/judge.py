@@ -73,10 +73,11 @@ def load_judge(dataset: str) -> Judge:
     remedy = f"train it with 'python -m tinyldm.evaluate.judge --dataset {dataset}'"
     path = FOLDER / f"{dataset}.safetensors"
     card = files.read_json(path.with_suffix(".json"), remedy)
-    with torch.device("meta"):
-        classifier = Classifier(card["channels"], card["values"])
-    judge = load_weights(path, classifier, card["sha256"], remedy)
-    return Judge(judge, tuple(card["labels"]))
+    with files.expecting("a judge's card", path.with_suffix(".json"), remedy):
+        with torch.device("meta"):
+            classifier = Classifier(card["channels"], card["values"])
+        checksum, labels = str(card["sha256"]), tuple(card["labels"])
+    return Judge(load_weights(path, classifier, checksum, remedy), labels)
 
 
 def classification_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
