@@ -377,7 +377,7 @@ def test_validation_and_previews_do_not_change_the_training(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate(tmp_path):
     with pytest.raises(
-        UserError, match=r"line: loss is nan.* in step 15, learning rate .*lower --lr"
+        UserError, match=r"line: loss is nan.* in step 15, learning rate .*lower the learning rate"
     ):
         train(Regression(explode_at=15), Checkpoints(tmp_path, every=7))
     assert Checkpoints(tmp_path).numbers() == [7, 14]
@@ -740,7 +740,7 @@ def test_the_seconds_of_each_training_are_those_of_its_last_line(tmp_path):
 def test_a_log_refuses_a_loss_or_a_gradient_that_is_not_finite(tmp_path, loss, norm):
     log = log_file.Log(tmp_path / "metrics.jsonl", "vae", 2, torch.device("cpu"))
     log.check(torch.tensor(1.0), torch.tensor(2.0), 7, 0.02)
-    said = f"vae: loss is {loss}, gradient norm {norm} in step 7, learning rate 2.0e-02; lower --lr"
+    said = f"vae: loss is {loss}, gradient norm {norm} in step 7, learning rate 2.0e-02; lower the learning rate"
     with pytest.raises(UserError) as error:
         log.check(torch.tensor(loss), torch.tensor(norm), 7, 0.02)
     assert str(error.value) == said

@@ -193,7 +193,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     content = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     for name, x in content.items():
         if not x.isfinite().all():
-            raise UserError(f"{path}: not written, since {name} is not finite; lower --lr")
+            raise UserError(
+                f"{path}: not written, since {name} is not finite; lower the learning rate"
+            )
     return write(path, safetensors.torch.save(content))
 
 

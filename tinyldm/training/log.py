@@ -57,7 +57,7 @@ class Log:
         if not (loss + norm).isfinite():
             found = f"loss is {loss.item()}, gradient norm {norm.item()}"
             where = f"in step {step}, learning rate {lr:.1e}"
-            raise UserError(f"{self.stage}: {found} {where}; lower --lr")
+            raise UserError(f"{self.stage}: {found} {where}; lower the learning rate")
 
     def report(self, bar: tqdm, step: int, lr: float, batch_size: int, now: bool) -> None:
         """Write the mean of the losses since the last report, and show it, every so many steps or `now`."""
