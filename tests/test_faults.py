@@ -486,15 +486,22 @@ def wait_for(run: Path, process) -> None:
         time.sleep(0.005)
 
 
-def kill_and_resume(main, settings, rng: random.Random) -> list[int]:
-    """Kill a training at random moments until it finishes; the steps that each kill found saved."""
+def seconds(main, settings) -> float:
+    """How long a training takes without a kill."""
+    start = time.perf_counter()
+    main(settings)
+    return time.perf_counter() - start
+
+
+def kill_and_resume(main, settings, rng: random.Random, most: float) -> list[int]:
+    """Kill a training after 0 to `most` seconds until it finishes; the steps that each kill found saved."""
     fork, saved, out = multiprocessing.get_context("fork"), [], settings.out
     while True:
         resume = Path("latest") if (out / "settings.json").exists() else None
         again = replace(settings, run=replace(settings.run, resume=resume))
         process = fork.Process(target=main, args=(again,))
         process.start()
-        process.join(rng.uniform(0.0, 2.5))
+        process.join(rng.uniform(0.0, most))
         process.kill()
         process.join()
         if process.exitcode == 0:
@@ -517,16 +524,16 @@ def test_two_hundred_random_kills_lose_nothing(tmp_path, one_thread):
     """Over autoencoder, base and control; every run that was killed ends with the same checksums."""
     rng, saved = random.Random(0), []
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_base.main(base_settings(whole / "base"))
-    train_control.main(control_settings(whole / "base", whole / "control"))
+    base, control = base_settings(whole / "base"), control_settings(whole / "base", whole / "c")
+    most = seconds(train_base.main, base), seconds(train_control.main, control)
     while len(saved) < 200:
         files.remove(parts)
         base = base_settings(parts / "base", checkpointing_steps=1)
-        saved += kill_and_resume(train_base.main, base, rng)
+        saved += kill_and_resume(train_base.main, base, rng, most[0])
         assert sums_of(base.out) == sums_of(whole / "base")
         control = control_settings(base.out, parts / "control", checkpointing_steps=1)
-        saved += [100 + n for n in kill_and_resume(train_control.main, control, rng)]
-        assert sums_of(control.out) == sums_of(whole / "control")
+        saved += [100 + n for n in kill_and_resume(train_control.main, control, rng, most[1])]
+        assert sums_of(control.out) == sums_of(whole / "c")
     print(f"{len(saved)} kills, with these steps saved: {sorted(saved)}")
 
 
