@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -493,13 +494,19 @@ def seconds(main, settings) -> float:
     return time.perf_counter() - start
 
 
+def unless_finished(main, settings) -> None:
+    """Train; a kill after the last file of a run leaves nothing to do but to tidy up."""
+    with suppress(Finished):
+        main(settings)
+
+
 def kill_and_resume(main, settings, rng: random.Random, most: float) -> list[int]:
     """Kill a training after 0 to `most` seconds until it finishes; the steps that each kill found saved."""
     fork, saved, out = multiprocessing.get_context("fork"), [], settings.out
     while True:
         resume = Path("latest") if (out / "settings.json").exists() else None
         again = replace(settings, run=replace(settings.run, resume=resume))
-        process = fork.Process(target=main, args=(again,))
+        process = fork.Process(target=unless_finished, args=(main, again))
         process.start()
         process.join(rng.uniform(0.0, most))
         process.kill()
