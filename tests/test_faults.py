@@ -367,6 +367,7 @@ def test_what_fails_beside_the_training_costs_a_warning_only(runs, tmp_path, mon
 
 def test_a_backend_of_matplotlib_that_does_not_exist_costs_a_plot_only(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "base")
+    (tmp_path / "base" / "loss.png").unlink()  # it is drawn once
     code = """
 import sys
 from pathlib import Path

@@ -29,10 +29,12 @@ def edge_cnn(lab: Lab) -> Tensor:
     loss = partial(classification_loss, classifier)
 
     def train(folder: Path) -> None:
-        saved = Checkpoints(folder)
         fit(
-            *(loss, [classifier], columns, how),
-            checkpoints=saved,
+            loss,
+            [classifier],
+            columns,
+            how,
+            checkpoints=Checkpoints(folder),
             name="edges",
             seed=0,
             machine=lab.machine,

@@ -98,7 +98,7 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
             ax.set_xticks(range(len(plot.ticks)), plot.ticks)
         if any(ax.get_legend_handles_labels()):
             ax.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    files.write_figure(path, figure, dpi=110)
     plt.close(figure)
 
 

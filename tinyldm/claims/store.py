@@ -71,7 +71,7 @@ class Store:
         self.aside += time.perf_counter() - start
         sealed = Sealed(folder, f"delete {folder}")
         self.trained[folder.name] = sealed.decoded(TRAINED, dict[str, Any])
-        return files.read_tensors(folder / WEIGHTS, sealed.remedy, sealed.checksum(WEIGHTS))
+        return sealed.tensors(WEIGHTS)
 
     def keep(self, key: Key, make: Callable[[], Tensor]) -> Tensor:
         """The tensor stored under the key, made if there is none yet."""

@@ -1,6 +1,5 @@
 """Quality against minutes of training, from what `tinyldm.evaluate --json` wrote."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,7 @@ def draw(points: Sequence[dict[str, Any]], out: Path) -> None:
         ax.set_xticks(x, [f"{m:.0f}" for m in x], minor=False)
         ax.minorticks_off()
         ax.legend()
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120)
-    files.write(out, content.getvalue())
+    files.write_figure(out, figure, dpi=120)
     plt.close(figure)
 
 

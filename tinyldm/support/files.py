@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -51,6 +52,12 @@ def sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def check_no_device(path: Path) -> None:
+    """Raise OSError for a device or a pipe, whose content might never end, and if nothing is there."""
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "a device or a pipe")
+
+
 def real(path: Path) -> Path:
     """The path without links, as far as there are any."""
     return Path(os.path.realpath(path))
@@ -65,8 +72,8 @@ def writing(path: Path) -> Iterator[Path]:
     path = real(path)
     temporary = temporary_name(path)
     try:
-        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-            raise OSError(errno.EINVAL, "a device or a pipe")
+        if os.path.exists(path):
+            check_no_device(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
@@ -183,6 +190,13 @@ def write_json(path: Path, content: Any) -> str:
     return write(path, (json.dumps(content, indent=1, default=str) + "\n").encode())
 
 
+def write_figure(path: Path, figure: Any, dpi: int) -> str:
+    """Write a figure of matplotlib as a PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi)
+    return write(path, content.getvalue())
+
+
 def write_lines(path: Path, entries: Iterable[dict]) -> str:
     """Write a file of JSON lines."""
     return write(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
@@ -217,16 +231,10 @@ def expecting(what: str, path: Path, remedy: str, *damage: type[Exception]) -> I
         raise UserError(f"{path}: not {what} ({reason}); {remedy}") from error
 
 
-def check_regular(path: Path) -> None:
-    """Raise OSError without a file, ValueError for a device or a pipe, whose content might never end."""
-    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise ValueError("a device or a pipe")
-
-
 def read(path: Path, remedy: str, most: int | None = None) -> bytes:
     """The content of a file, of at most so many bytes. Raises UserError naming it, with the remedy."""
     with expecting("a file", path, remedy):
-        check_regular(path)
+        check_no_device(path)
         if most is not None and path.stat().st_size > most:
             raise ValueError(f"more than {most} bytes")
         return path.read_bytes()
@@ -251,7 +259,7 @@ def read_lines(path: Path) -> list[dict]:
 def check_header(path: Path, shapes: Mapping[str, Iterable[int]], remedy: str) -> None:
     """Raise UserError unless a safetensors file says that it holds float32 tensors of these shapes only."""
     with expecting("safetensors", path, remedy, SafetensorError):
-        check_regular(path)
+        check_no_device(path)
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         found = {name: f"{x.get_dtype()} {x.get_shape()}" for name, x in parts.items()}

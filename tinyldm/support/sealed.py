@@ -74,8 +74,10 @@ class Sealed:
         with files.expecting(f"a valid {name}", path, self.remedy):
             return decode(kind, json.loads(content))
 
-    def tensors(self, name: str, shapes: Mapping[str, Iterable[int]]) -> dict[str, Tensor]:
-        """The tensors of a safetensors file, which must have exactly these shapes."""
+    def tensors(
+        self, name: str, shapes: Mapping[str, Iterable[int]] | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of a safetensors file, which must have exactly these shapes if they are given."""
         path = self.folder / name
         return files.read_tensors(path, self.remedy, self.checksum(name), shapes)
 

@@ -128,7 +128,7 @@ class Checkpoints:
                 raise UserError(f"{sealed.folder}: a checkpoint of another training; {REMEDY}")
             path = sealed.folder / STATE
             with files.expecting("the state of this training", path, REMEDY, RuntimeError):
-                state.fill(files.read_tensors(path, REMEDY))
+                state.fill(sealed.tensors(STATE))
             files.write(self.folder / METRICS, sealed.read(METRICS))
         start = max(0, number - self.before)
         log.rewind(start)

@@ -1,6 +1,5 @@
 """metrics.jsonl: the losses of a run, and their curves."""
 
-import io
 import json
 import time
 from pathlib import Path
@@ -98,7 +97,5 @@ def plot_losses(run: Path) -> None:
                 ax.plot(*zip(*points, strict=True), style, label=label, color="black", linewidth=1)
         ax.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         ax.legend()
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120)
-    files.write(run / "loss.png", content.getvalue())
+    files.write_figure(run / "loss.png", figure, dpi=120)
     plt.close(figure)

@@ -16,19 +16,15 @@ from tinyldm.support import files
 from tinyldm.support.errors import UserError
 from tinyldm.support.sealed import Sealed, seal
 from tinyldm.text import TextConfig, TextEncoder, Tokenizer
-from tinyldm.training.settings import BaseSettings, within
+from tinyldm.training.settings import BaseSettings, downsampling, within
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
 
 NO_BASE = "give the run folder of a finished train_base.py"
 NO_CONTROL = "give the run folder of a finished train_control.py"
-
-
 FORMAT = 1  # of config.json
-VOCABULARY, CONFIG, SETTINGS, LATENTS = (
-    *("vocabulary.json", "config.json", "settings.json"),
-    "latents.safetensors",
-)
+CONFIG, VOCABULARY, SETTINGS = "config.json", "vocabulary.json", "settings.json"
+LATENTS = "latents.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         within(self, 1, 4096, "resolution")
-        factor = self.vae.f * 2 ** (len(self.unet.widths) - 1)
+        factor = downsampling(self.vae, self.unet)
         latent, context = self.vae.latent_channels, self.text.width
         sizes = self.unet.channels, self.unet.context_width
         if self.resolution % factor or sizes != (latent, context):
@@ -139,15 +135,10 @@ def load_base(folder: Path) -> LatentDiffusion:
     config: BaseConfig = sealed.decoded(CONFIG, BaseConfig)
     tokenizer = load_tokenizer(sealed, config.text)
     with torch.device("meta"):
-        empty = {
-            "vae": VAE(config.vae),
-            "text": TextEncoder(config.text),
-            "unet": UNet(config.unet),
-        }
-    vae, text, unet = (
+        vae, text, unet = VAE(config.vae), TextEncoder(config.text), UNet(config.unet)
+    for name, network in (("vae", vae), ("text", text), ("unet", unet)):
+        file = f"{name}.safetensors"
         load_weights(folder / file, network, sealed.checksum(file), NO_BASE)
-        for file, network in ((f"{name}.safetensors", net) for name, net in empty.items())
-    )
     return LatentDiffusion(vae, tokenizer, text, unet, config.schedule, config.resolution)
 
 

@@ -27,7 +27,7 @@ from tinyldm.training.settings import BaseSettings, ControlSettings, DataSetting
 REPLACING = "replacing.json"  # in a run that is to replace the one which stands aside
 # what trainings write into a run folder
 OURS = (
-    rf"(settings|config|vocabulary|manifest|{REPLACING[:-5]})\.json|metrics\.jsonl|loss\.png|"
+    r"(settings|config|vocabulary|manifest|replacing)\.json|metrics\.jsonl|loss\.png|"
     r"\w+\.safetensors|previews|hints|checkpoint-\d+"
 )
 # settings that may differ when a run is resumed: they do not change what becomes of it
@@ -231,14 +231,15 @@ def unmake(out: Path) -> None:
 
 
 def complete(out: Path) -> None:
-    """Delete what a finished run needs no more, and draw its losses."""
+    """Delete what a finished run needs no more, and draw its losses, unless that was done before."""
     if is_sealed(out):
         Checkpoints(out).clear()
         if replaces(out):
             files.discard(aside(out))
         files.remove(out / REPLACING)
-        with warned(f"drawing {out / 'loss.png'}"):
-            plot_losses(out)
+        if not (plot := out / "loss.png").exists():
+            with warned(f"drawing {plot}"):
+                plot_losses(out)
 
 
 def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:

@@ -36,6 +36,11 @@ def positive(settings: object, *names: str) -> None:
             raise ValueError(f"{name} {value}: must be more than 0")
 
 
+def downsampling(vae: VAEConfig, unet: UNetConfig) -> int:
+    """What the height and width of an image must be a multiple of, in pixels."""
+    return vae.f * 2 ** (len(unet.widths) - 1)
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """What to train on."""
@@ -174,7 +179,7 @@ class BaseSettings:
     def __post_init__(self) -> None:
         within(self, 0, 1, "caption_drop")
         within(self, 0, math.inf, "kl_weight")
-        factor = self.vae.f * 2 ** (len(self.unet.widths) - 1)
+        factor = downsampling(self.vae, self.unet)
         if self.data.resolution % factor:
             raise ValueError(f"resolution {self.data.resolution}: must be a multiple of {factor}")
 
