@@ -7,9 +7,12 @@
 
 from functools import partial
 
+import tinyldm  # noqa: F401, before torch: it sets how threads wait
+
+# isort: split
 from torch import Tensor
 
-from tinyldm.data.dataset import Columns, drop_captions, to_float
+from tinyldm.data.dataset import Columns, Tokens, drop_captions, to_float
 from tinyldm.support.command_line import parse_with_preset, run_command
 from tinyldm.training.caches import encode_all
 from tinyldm.training.fit import fit
@@ -25,7 +28,7 @@ from tinyldm.vae import vae_loss
 def main(settings: BaseSettings) -> None:
     """Train the model into the run folder `settings.out`."""
     run = settings.run
-    with process(run.device, run.precision, run.compile) as machine:
+    with process(run.device, run.precision, run.compile, run.threads) as machine:
         check_out(settings, machine)
         data, validation = load_data(settings.data, "train", "validation")
         ldm = build_base(settings, data)
@@ -48,12 +51,12 @@ def main(settings: BaseSettings) -> None:
             latents = ldm.vae.set_scale(encode_all(ldm.vae, data.images))
 
             # 3. Diffusion on them; for guidance, some captions are dropped [CFG, arXiv 2207.12598]
-            def noise_loss(z_0: Tensor, captions: list[str]) -> Tensor:
-                captions = drop_captions(captions, settings.caption_drop)
-                return ldm.loss(z_0, captions, density=settings.t_density)
+            def noise_loss(z_0: Tensor, tokens: Tensor) -> Tensor:
+                tokens = drop_captions(tokens, settings.caption_drop)
+                return ldm.loss(z_0, tokens, density=settings.t_density)
 
             watch = watch_samples(ldm, validation, out, "base")
-            columns = Columns(latents, data.captions)
+            columns = Columns(latents, Tokens.of(data.captions, ldm.tokenizer.encode))
             minimise(noise_loss, [ldm.text, ldm.unet], columns, settings.fit, name="base", **watch)
 
             save_base(out, ldm, latents)

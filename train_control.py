@@ -8,12 +8,15 @@ and half of the captions are dropped, so that it learns to read the hint alone [
 
 from functools import partial
 
+import tinyldm  # noqa: F401, before torch: it sets how threads wait
+
+# isort: split
 import torch
 from torch import Tensor
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data.conditions import CONDITIONS
-from tinyldm.data.dataset import Columns, drop_captions
+from tinyldm.data.dataset import Columns, Tokens, drop_captions
 from tinyldm.ldm import Control
 from tinyldm.support.command_line import parse_with_preset, run_command
 from tinyldm.training.caches import cached_latents, hints_of
@@ -29,7 +32,7 @@ from tinyldm.training.settings import ControlSettings
 def main(settings: ControlSettings) -> None:
     """Train a ControlNet for the base `settings.base` into the run folder `settings.out`."""
     run, base = settings.run, settings.base
-    with process(run.device, run.precision, run.compile) as machine:
+    with process(run.device, run.precision, run.compile, run.threads) as machine:
         check_out(settings, machine)
         base_sha256 = base_checksum(base)
         ldm, (data, validation) = load_run(base, "train", "validation")
@@ -44,13 +47,13 @@ def main(settings: ControlSettings) -> None:
             condition = CONDITIONS[settings.condition]
             z_0, hints = cached_latents(base, ldm, data.images), hints_of(condition, data.images)
 
-            def noise_loss(z_0: Tensor, hint: Tensor, captions: list[str]) -> Tensor:
-                captions = drop_captions(captions, settings.caption_drop)
-                return ldm.loss(z_0, captions, [Control(controlnet, hint)], settings.t_density)
+            def noise_loss(z_0: Tensor, hint: Tensor, tokens: Tensor) -> Tensor:
+                tokens = drop_captions(tokens, settings.caption_drop)
+                return ldm.loss(z_0, tokens, [Control(controlnet, hint)], settings.t_density)
 
             control = Control(controlnet, hints_of(condition, validation.images[:PANEL]))
             watch = watch_samples(ldm, validation, out, "control", control)
-            columns = Columns(z_0, hints, data.captions)
+            columns = Columns(z_0, hints, Tokens.of(data.captions, ldm.tokenizer.encode))
             minimise = partial(fit, checkpoints=checkpoints, seed=run.seed, machine=machine)
             minimise(noise_loss, [controlnet], columns, settings.fit, name="control", **watch)
 

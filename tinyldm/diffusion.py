@@ -17,6 +17,7 @@ from torch import Generator, Tensor, randn
 
 EpsFn = Callable[[Tensor, Tensor], Tensor]
 NoiseFn = Callable[[torch.Size], Tensor]  # shape -> a standard normal tensor
+Device = torch.device | str
 
 
 @dataclass
@@ -35,16 +36,21 @@ class Schedule:
         betas = torch.linspace(self.beta_1**0.5, self.beta_T**0.5, self.T, dtype=torch.float64) ** 2
         alphas = torch.cat([torch.ones(1, dtype=torch.float64), 1 - betas])
         self.alphas_cumprod = alphas.cumprod(0)  # (T + 1,), float64, on the CPU
+        self.tables = {self.alphas_cumprod.device: self.alphas_cumprod}  # the same on each device
 
     def alpha_sigma(self, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, float32, on the CPU: scalars for an int, (b, 1, 1, 1) for t (b,)."""
-        a = self.alphas_cumprod[t.cpu() if isinstance(t, Tensor) else t]
-        a = rearrange(a, "b -> b 1 1 1") if a.ndim else a
+        """alpha_t and sigma_t, float32: scalars on the CPU for an int; for t (b,) (b, 1, 1, 1), where t is."""
+        if isinstance(t, int):
+            a = self.alphas_cumprod[t]
+        else:
+            if t.device not in self.tables:
+                self.tables[t.device] = self.alphas_cumprod.to(t.device)
+            a = rearrange(self.tables[t.device][t], "b -> b 1 1 1")
         return a.sqrt().float(), (1 - a).sqrt().float()
 
     def q_sample(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """z_t ~ q(z_t | z_0) for z_0 and eps (b, c, h, w) and t (b,) in 1..T [DDPM, eq. 4]."""
-        alpha, sigma = (x.to(z_0.device) for x in self.alpha_sigma(t))
+        alpha, sigma = self.alpha_sigma(t.to(z_0.device))
         return alpha * z_0 + sigma * eps
 
     def timesteps(self, steps: int) -> list[int]:
@@ -54,14 +60,16 @@ class Schedule:
         return [round(self.T * i / steps) for i in range(steps, -1, -1)]
 
 
-def uniform(T: int, number: int) -> Tensor:
+def uniform(T: int, number: int, device: Device = "cpu") -> Tensor:
     """t (number,), each of 1..T as likely as any other [DDPM, algorithm 1]."""
-    return torch.randint(1, T + 1, (number,))
+    return torch.randint(1, T + 1, (number,), device=device)
 
 
-def logit_normal(T: int, number: int, mean: float = 0.5, std: float = 1.0) -> Tensor:
+def logit_normal(
+    T: int, number: int, device: Device = "cpu", mean: float = 0.5, std: float = 1.0
+) -> Tensor:
     """t (number,), mostly from the middle of 1..T and, with mean > 0, above it (arXiv 2403.03206, 3.1)."""
-    u = torch.sigmoid(mean + std * randn(number))  # in (0, 1)
+    u = torch.sigmoid(mean + std * randn(number, device=device))  # in (0, 1)
     return 1 + (u * T).long().clamp(max=T - 1)
 
 
@@ -70,10 +78,10 @@ DENSITIES = {"uniform": uniform, "logit-normal": logit_normal}
 
 def diffusion_loss(schedule: Schedule, eps_fn: EpsFn, z_0: Tensor, density="uniform") -> Tensor:
     """|| eps - eps_fn(z_t, t) ||^2, a mean over z_0 (b, c, h, w), to () [DDPM, eq. 14]; one t per image."""
-    t = DENSITIES[density](schedule.T, len(z_0))
+    t = DENSITIES[density](schedule.T, len(z_0), z_0.device)
     eps = randn(z_0.shape, device=z_0.device)  # by shape, whatever the memory layout
     z_t = schedule.q_sample(z_0, t, eps)
-    return F.mse_loss(eps_fn(z_t, t.to(z_0.device)).float(), eps)
+    return F.mse_loss(eps_fn(z_t, t).float(), eps)
 
 
 def guided(eps_fn: EpsFn, null_fn: EpsFn, w: float) -> EpsFn:

@@ -19,7 +19,7 @@ class TextConfig:
 
     vocabulary: int = 0  # words known, from the training captions
     length: int = 16  # l, tokens a caption
-    width: int = 128  # d
+    width: int = 64  # d
     layers: int = 2
     heads: int = 4
 

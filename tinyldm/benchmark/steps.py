@@ -24,11 +24,11 @@ from tinyldm.diffusers_io.configurations import (
 from tinyldm.diffusion import SAMPLERS, EpsFn, Schedule, diffusion_loss, guided
 from tinyldm.ldm import Control, bind, last
 from tinyldm.training.ema import EMA
-from tinyldm.training.fit import gradient, take_step
 from tinyldm.training.machine import Machine
 from tinyldm.training.optimizer import build_optimizer
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.settings import FitSettings
+from tinyldm.training.step import gradient, take_step
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig, vae_loss
 
@@ -173,7 +173,7 @@ class Step:
         self.loss, networks = (our_loss if ours else their_loss)(sizes, self.machine, part)
         trained = [p for network in networks for p in network.parameters() if p.requires_grad]
         settings = FitSettings(optimizer="muon" if as_fit else "adamw", lr=LR)
-        self.optimizer = build_optimizer(settings, trained, dtype)
+        self.optimizer = build_optimizer(settings, trained)
         if not ours:
             self.optimizer = torch.optim.AdamW(trained, lr=LR)
         self.ema = EMA(trained, settings.ema) if as_fit else None
@@ -182,7 +182,7 @@ class Step:
         with self.machine.autocast():
             loss = self.loss()
         gradient(loss, self.optimizer, CLIP)
-        take_step(self.optimizer, LR)
+        take_step(self.optimizer)
         if self.ema:
             self.ema.update(1)
 

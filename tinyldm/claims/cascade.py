@@ -30,8 +30,8 @@ def gradient_norms(controlnet: ControlNet) -> dict[str, float]:
 
 def cascade(lab: Lab) -> list[dict[str, float]]:
     """The norms in a fresh ControlNet at its first optimizer steps, by AdamW on one batch."""
-    captions = lab.data["train"].captions.full()[:64]
-    batch = lab.machine.load((lab.latents()[:64], lab.hints()[:64], captions))
+    tokens = lab.tokenizer.encode(lab.data["train"].captions.full()[:64])
+    batch = lab.machine.load((lab.latents()[:64], lab.hints()[:64], tokens))
     model, controlnet = lab.new_control(lab.base(BaseArm(), 0).ldm, "zero", 0)
     assert isinstance(controlnet, ControlNet)
     lab.machine.place(controlnet)

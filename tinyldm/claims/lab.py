@@ -21,7 +21,7 @@ from tinyldm.claims.sweep import Sweep
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data import load
 from tinyldm.data.conditions import CONDITIONS, canny
-from tinyldm.data.dataset import SPLITS, Captions, Columns, drop_captions, to_float
+from tinyldm.data.dataset import SPLITS, Captions, Columns, Tokens, drop_captions, to_float
 from tinyldm.evaluate.judge import load_judge
 from tinyldm.evaluate.panel import Panel, reconstruct, sample_images
 from tinyldm.ldm import Control, LatentDiffusion
@@ -33,7 +33,7 @@ from tinyldm.training.machine import Machine
 from tinyldm.training.settings import FitSettings
 from tinyldm.vae import VAE, vae_loss
 
-LAB_VERSION = 2  # raise it when a change of the code changes what an arm becomes
+LAB_VERSION = 3  # raise it when a change of the code changes what an arm becomes
 RESOLUTION = 32
 KL_WEIGHT = 3e-5
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # every arm that is compared gets the best of these
@@ -60,10 +60,10 @@ Watch = Callable[[Path, Model, int], None]  # of a training: its folder, the mod
 
 
 def noise_loss(model: Model, arm: Arm, z_0: Tensor, *batch: Any) -> Tensor:
-    """The loss of train_base.py and train_control.py; a batch ends in a hint per ControlNet, and captions."""
-    *hints, captions = batch
+    """The loss of train_base.py and train_control.py; a batch ends in a hint per ControlNet, and tokens."""
+    *hints, tokens = batch
     controls = [Control(net, hint) for net, hint in zip(model.nets, hints, strict=True)]
-    return model.ldm.loss(z_0, drop_captions(captions, arm.caption_drop), controls, arm.density)
+    return model.ldm.loss(z_0, drop_captions(tokens, arm.caption_drop), controls, arm.density)
 
 
 class Lab:
@@ -93,6 +93,11 @@ class Lab:
         images, make = self.data["train"].images, CONDITIONS[condition]
         key = {"kind": "hints", "condition": condition, **self.data_key}
         return self.store.keep(key, lambda: hints_of(make, images))
+
+    def tokens(self, n: int | None = None) -> Tokens:
+        """Of the captions of the first n training images, or of all."""
+        captions = Captions(self.data["train"].captions.choices[:n])
+        return Tokens.of(captions, self.tokenizer.encode)
 
     def trained(self, key: Key, network: nn.Module, train: Callable[[Path], None]) -> str:
         """Load what `train(folder)` makes of the network, freeze it, and return its name in the store."""
@@ -167,7 +172,7 @@ class Lab:
         fit(
             partial(noise_loss, model, arm),
             [network.requires_grad_(True) for network in (model.ldm.text, model.ldm.unet)],
-            Columns(z_0, self.data["train"].captions),
+            Columns(z_0, self.tokens()),
             self.fit_of(arm),
             checkpoints=Checkpoints(folder),
             name="base",
@@ -195,12 +200,12 @@ class Lab:
         model, network = self.new_control(base.ldm, arm.edit, seed)
 
         def train(folder: Path) -> None:
-            n, captions = arm.images or None, self.data["train"].captions.choices
+            n = arm.images or None
             z_0, hints = self.latents(arm.base.inverted), self.hints(arm.condition)
             fit(
                 partial(noise_loss, model, arm),
                 [network],
-                Columns(z_0[:n], hints[:n], Captions(captions[:n])),
+                Columns(z_0[:n], hints[:n], self.tokens(n)),
                 self.fit_of(arm),
                 checkpoints=Checkpoints(folder),
                 name="control",
@@ -223,9 +228,9 @@ class Lab:
     def validation_loss(self, arm: ControlArm) -> float:
         """Of the trained arm of seed 0 on 256 images, with the same noise for every arm."""
         model, data = self.control(arm, 0), self.data["validation"]
-        images, captions = data.images[:256], data.captions.full()[:256]
+        images, tokens = data.images[:256], self.tokenizer.encode(data.captions.full()[:256])
         hints = CONDITIONS[arm.condition](images)
-        batch = self.machine.load((encode_all(model.ldm.vae, images), hints, captions))
+        batch = self.machine.load((encode_all(model.ldm.vae, images), hints, tokens))
         torch.manual_seed(0)
         return noise_loss(model, arm, *batch).item()
 

@@ -16,8 +16,10 @@ class Settings:
     limit: int = 0  # images of each split; 0 is all
     vae: VAEConfig = VAEConfig()
     vae_fit: FitSettings = FitSettings(1000, 16, "muon", lr=1.2e-2, warmup=100, ema=0.997)
-    text: TextConfig = TextConfig(width=64, layers=1)
-    unet: UNetConfig = UNetConfig(widths=(32, 64, 64), context_width=64)
+    text: TextConfig = TextConfig(length=16, width=64, layers=1)
+    unet: UNetConfig = UNetConfig(
+        widths=(32, 64, 64), attention=(False, True, True), context_width=64
+    )
     base_fit: FitSettings = FitSettings(800, 64, "muon", lr=4e-3, warmup=100, ema=0.995)
     control_fit: FitSettings = FitSettings(400, 64, "muon", lr=8e-3, warmup=50, ema=0.99)
     hint_widths: tuple[int, ...] = (16, 32, 64)

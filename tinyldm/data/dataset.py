@@ -1,10 +1,11 @@
 """What a dataset is: images, captions to draw from, and labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 SPLITS = ("train", "validation", "test")
 
@@ -18,12 +19,6 @@ class Captions:
     def __len__(self) -> int:
         return len(self.choices)
 
-    def __getitem__(self, indices: Tensor) -> list[str]:
-        """One caption per index (b,), drawn by torch's global generator."""
-        choices = [self.choices[i] for i in indices.tolist()]
-        draws = torch.rand(len(choices)).tolist()
-        return [c[int(u * len(c))] for c, u in zip(choices, draws, strict=True)]
-
     def full(self) -> list[str]:
         """The complete caption of each image."""
         return [c[0] for c in self.choices]
@@ -33,16 +28,45 @@ class Captions:
         return [caption for choices in self.choices for caption in choices]
 
 
-def drop_captions(captions: Sequence[str], share: float) -> list[str]:
-    """Replace this share of captions, drawn by torch's global generator, by "" [CFG; CN, 3.3]."""
-    keep = (torch.rand(len(captions)) >= share).tolist()
-    return [caption if kept else "" for caption, kept in zip(captions, keep, strict=True)]
+@dataclass
+class Tokens:
+    """The tokens of the captions to draw from: those of choice j of image i are `table[choices[i, j]]`."""
+
+    table: Tensor  # (u, l) long, of each caption that there is
+    choices: Tensor  # (n, most choices) long, rows of the table
+    counts: Tensor  # (n,) long: how many of them an image has
+
+    @classmethod
+    def of(cls, captions: Captions, encode: Callable[[list[str]], Tensor]) -> "Tokens":
+        """With the tokens (u, l) that `encode` makes of captions (u)."""
+        every = list(dict.fromkeys(captions.all()))
+        row = {caption: i for i, caption in enumerate(every)}
+        rows = [torch.tensor([row[caption] for caption in c]) for c in captions.choices]
+        counts = torch.tensor([len(c) for c in captions.choices])
+        return cls(encode(every), nn.utils.rnn.pad_sequence(rows, batch_first=True), counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Tokens (b, l) of one caption per index (b,), drawn by torch's global generator."""
+        draws = torch.rand(len(indices), device=indices.device).double() * self.counts[indices]
+        return self.table[self.choices[indices, draws.long()]]
+
+    def to(self, device: torch.device) -> "Tokens":
+        return Tokens(*(x.to(device) for x in (self.table, self.choices, self.counts)))
+
+
+def drop_captions(tokens: Tensor, share: float) -> Tensor:
+    """Replace this share of captions (b, l), drawn by torch's global generator, by "" [CFG; CN, 3.3]."""
+    keep = torch.rand(len(tokens), device=tokens.device) >= share
+    return tokens * rearrange(keep, "b -> b 1")  # 0 pads
 
 
 class Columns:
-    """Columns of equal length, indexed together: `Columns(z, captions)[indices]` is a batch."""
+    """Columns of equal length, indexed together: `Columns(z, tokens)[indices]` is a batch."""
 
-    def __init__(self, *columns: Tensor | Captions):
+    def __init__(self, *columns: Tensor | Tokens):
         self.columns = columns
 
     def __len__(self) -> int:
@@ -50,6 +74,9 @@ class Columns:
 
     def __getitem__(self, indices: Tensor) -> tuple:
         return tuple(column[indices] for column in self.columns)
+
+    def to(self, device: torch.device) -> "Columns":
+        return Columns(*(column.to(device) for column in self.columns))
 
 
 @dataclass

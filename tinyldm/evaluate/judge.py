@@ -7,7 +7,7 @@ committed weights are in classifiers/, with checksum and test accuracy.
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -123,7 +123,7 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
     columns = Columns(data.images, torch.stack(list(data.labels.values()), dim=1))
     with (
         tempfile.TemporaryDirectory() as folder,
-        process(run.device, run.precision, run.compile) as machine,
+        process(run.device, run.precision, run.compile, run.threads) as machine,
     ):
         machine.place(classifier)
         fit(
@@ -134,7 +134,7 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
             checkpoints=Checkpoints(Path(folder)),
             name=f"judge {settings.dataset}",
             seed=run.seed,
-            machine=machine,
+            machine=replace(machine, capture=False),  # the shift is drawn on the CPU
         )
     return Judge(classifier.cpu().requires_grad_(False), tuple(data.labels))
 

@@ -87,11 +87,11 @@ def explained(box: str) -> str:
 
 
 def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = None) -> Settings:
-    """The settings that `--preset NAME` names, then the other flags; auto is gpu or cpu, by the machine."""
+    """The settings that `--preset NAME` names, auto is cpu, then the other flags."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="auto", nargs="?")
     name = first.parse_known_args(args)[0].preset
-    found = {"auto": presets["gpu" if torch.cuda.is_available() else "cpu"], **presets}
+    found = {"auto": presets["cpu"], **presets}
     if name is None:
         raise UserError(f"--preset: give one of {', '.join(found)}")
     if name not in found:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from tinyldm.training.log import Log
 from tinyldm.training.machine import Machine
 from tinyldm.training.optimizer import build_optimizer
 from tinyldm.training.settings import FitSettings
-
-LossFn = Callable[..., Tensor]  # of the columns of a batch -> ()
+from tinyldm.training.step import LossFn, Step
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -54,19 +53,6 @@ def look(
     preview(step)
 
 
-def gradient(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
-    """Leave the gradient of `loss` in the parameters, clipped to norm `clip`; its norm before that, ()."""
-    loss.backward()
-    return nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
-
-
-def take_step(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """One step with this learning rate; the gradients are used up."""
-    optimizer.param_groups[0]["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def fit(
     loss_fn: LossFn,
     networks: Sequence[nn.Module],
@@ -84,11 +70,13 @@ def fit(
 
     Trains what is not frozen. Logs into metrics.jsonl of the run folder; every `preview_every` steps looks at
     the averaged weights. Saves and resumes by `checkpoints`, bit for bit: a step is a function of (seed, step).
-    Raises UserError before a step whose gradient is not finite, and Stopped on a signal, once a step is saved.
+    Raises UserError before a step whose gradient is not finite, with CUDA graphs before the next report or
+    checkpoint, and Stopped on a signal, once a step is saved.
     """
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     ema, steps = EMA(parameters, settings.ema), settings.steps
-    optimizer = build_optimizer(settings, parameters, machine.dtype)
+    optimizer = build_optimizer(settings, parameters, machine.number(settings.lr))
+    take = Step(loss_fn, data, optimizer, settings, machine)
     log = Log(checkpoints.folder / METRICS, name, settings.log_every, machine.device)
     state = State(parameters, ema.shadow, log.losses, optimizer)
     start = checkpoints.load(state, log, steps)
@@ -97,12 +85,8 @@ def fit(
         done, lr = step + 1, settings.lr * lr_factor(step, steps, settings.warmup)
         with machine.stop.hold(step > start or not machine.compile):
             seed_step(seed, step)
-            batch = data[batch_indices(len(data), settings.batch_size, seed, step)]
-            with machine.autocast():
-                loss = loss_fn(*machine.load(batch))
-            norm = gradient(loss, optimizer, settings.clip)
-            log.check(loss, norm, done, lr)
-            take_step(optimizer, lr)
+            indices = batch_indices(len(data), settings.batch_size, seed, step)
+            loss, norm = take(indices, lr, partial(log.check, step=done, lr=lr))
             ema.update(step)
             log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
@@ -110,6 +94,7 @@ def fit(
                 with ema.applied(), torch.compiler.set_stance("force_eager"):
                     look(log, done, loss_fn, machine.load(validation), preview)
             if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
+                log.check(log.losses[: log.pending].sum(), norm, done, lr)
                 checkpoints.save(state, log, done)
         if saving:
             machine.stop.check(

@@ -63,6 +63,7 @@ class Log:
         if self.pending < len(self.losses) and not now:
             return
         loss = self.losses[: self.pending].mean()
+        self.check(loss, self.norm, step, lr)
         seconds = time.perf_counter() - self.reported
         speed = batch_size * self.pending / seconds
         self.pending, self.reported = 0, time.perf_counter()

@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from tinyldm.support.errors import Stopped, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LINUX = sys.platform == "linux"
+SPARE = 0.75  # of a core may be busy without its being left out
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # names and numbers of malloc.h
 
 
@@ -60,6 +64,7 @@ class Machine:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32  # of autocast
     compile: bool = False
+    capture: bool = True  # whole training steps as CUDA graphs, on CUDA
     stop: StopSignal = field(default_factory=StopSignal)
 
     def autocast(self) -> torch.autocast:
@@ -80,13 +85,18 @@ class Machine:
         for network in networks if self.compile else ():
             network.compile(dynamic=False, mode=mode)
 
+    @property
+    def graphs(self) -> bool:
+        """Are whole training steps captured as CUDA graphs?"""
+        return self.device.type == "cuda" and self.capture and not self.compile
+
+    def number(self, value: float) -> float | Tensor:
+        """The number, as a tensor () on the device where a captured graph is to read it."""
+        return torch.tensor(value, device=self.device) if self.graphs else value
+
     def load(self, batch: tuple) -> tuple:
-        """A batch with its tensors on the device, by pinned memory on CUDA, beside the computation."""
-        pin = self.device.type == "cuda"
-        tensors = [x.pin_memory() if isinstance(x, Tensor) and pin else x for x in batch]
-        return tuple(
-            x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in tensors
-        )
+        """A batch with its tensors on the device."""
+        return tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in batch)
 
 
 def pick_device(name: str) -> torch.device:
@@ -113,14 +123,44 @@ def keep_freed_memory() -> None:
 
     On a CPU a training step of the U-Net takes about a tenth less time. Does nothing but on Linux.
     """
-    if sys.platform == "linux":
+    if LINUX:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value)
 
 
+def idle_cores(seconds: float = 0.5) -> float:
+    """How many cores had nothing to do for so long; all of them where Linux does not tell."""
+    cores, stat = os.cpu_count() or 1, Path("/proc/stat")
+    if not stat.exists():
+        return cores
+    before = read_ticks(stat)
+    time.sleep(seconds)
+    ticks = [b - a for a, b in zip(before, read_ticks(stat), strict=True)]
+    return cores * (ticks[3] + ticks[4]) / max(1, sum(ticks))  # idle, or waiting for a disk
+
+
+def read_ticks(stat: Path) -> list[int]:
+    """What the cores did since the start, as `man 5 proc_stat` lists it."""
+    return [int(number) for number in stat.read_text().split("\n", 1)[0].split()[1:9]]
+
+
+def pick_threads(wanted: int) -> int:
+    """As many threads as wanted; for 0 as many as there are cores that nothing else keeps busy.
+
+    In every operation threads wait for the slowest of them. $OMP_NUM_THREADS stands for those that are idle.
+    """
+    most = torch.get_num_threads()
+    if wanted or most == 1 or "OMP_NUM_THREADS" in os.environ:
+        return wanted or most
+    free = max(1, int(idle_cores() + SPARE))
+    if free < most:
+        print(f"note: other work is running: {free} of {most} threads", file=sys.stderr)
+    return min(free, most)
+
+
 @contextmanager
 def process(
-    device: str = "auto", precision: str = "auto", compile: bool = False
+    device: str = "auto", precision: str = "auto", compile: bool = False, threads: int = 0
 ) -> Iterator[Machine]:
     """Configure this process, and yield what it computes on. Raises UserError for what is not here."""
     if compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
@@ -128,6 +168,8 @@ def process(
     picked = pick_device(device)
     machine = Machine(picked, pick_precision(precision, picked), compile)
     keep_freed_memory()
+    if picked.type == "cpu":
+        torch.set_num_threads(pick_threads(threads))
     if picked.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     before = {number: signal.signal(number, machine.stop.note) for number in SIGNALS}

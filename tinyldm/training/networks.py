@@ -15,7 +15,7 @@ from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
 from tinyldm.support.sealed import Sealed, seal
-from tinyldm.text import TextConfig, TextEncoder, Tokenizer
+from tinyldm.text import TextConfig, TextEncoder, Tokenizer, words
 from tinyldm.training.settings import BaseSettings, downsampling, within
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
@@ -88,7 +88,9 @@ def load_weights(path: Path, network: nn.Module, checksum: str, remedy: str) -> 
 def build_base(settings: BaseSettings, data: Dataset) -> LatentDiffusion:
     """An untrained model, a function of the seed; what must agree with the data comes from the data."""
     torch.manual_seed(settings.run.seed)
-    tokenizer = Tokenizer.from_captions(data.captions.all(), settings.text.length)
+    captions = data.captions.all()
+    length = settings.text.length or max(len(words(caption)) for caption in captions)
+    tokenizer = Tokenizer.from_captions(captions, length)
     vae = VAE(replace(settings.vae, image_channels=data.images.shape[1]))
     size = settings.data.resolution
     return LatentDiffusion.build(vae, tokenizer, settings.text, settings.unet, size)

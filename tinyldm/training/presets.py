@@ -14,15 +14,15 @@ from tinyldm.training.settings import (
     VAESizes,
 )
 
-muon = partial(FitSettings, optimizer="muon", warmup=100)
+muon = partial(FitSettings, optimizer="muon", warmup=50)
 tiny = FitSettings(steps=6, batch_size=8, warmup=2, log_every=2, preview_every=6)
 
 
 BASE_PRESETS = {
     "cpu": BaseSettings(
         preset="cpu",
-        vae_fit=muon(steps=1300, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=650),
-        fit=muon(steps=750, batch_size=64, lr=4e-3, ema=0.995, preview_every=250),
+        vae_fit=muon(steps=1100, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=550),
+        fit=muon(steps=900, batch_size=64, lr=4e-3, ema=0.995, preview_every=300),
         kl_weight=3e-5,
     ),
     "tiny": BaseSettings(
@@ -55,13 +55,12 @@ BASE_PRESETS = {
 BASE_PRESETS["long"] = replace(
     BASE_PRESETS["cpu"],
     preset="long",
-    vae_fit=muon(steps=3900, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1300),
-    fit=muon(steps=2250, batch_size=64, lr=4e-3, ema=0.998, preview_every=750),
+    vae_fit=muon(steps=3300, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1100),
+    fit=muon(steps=2700, batch_size=64, lr=4e-3, ema=0.998, preview_every=900),
 )
 CONTROL_PRESETS = {
     "cpu": ControlSettings(
-        preset="cpu",
-        fit=muon(steps=500, batch_size=64, lr=8e-3, ema=0.99, preview_every=125, warmup=50),
+        preset="cpu", fit=muon(steps=700, batch_size=32, lr=8e-3, ema=0.993, preview_every=350)
     ),
     "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
     "gpu": ControlSettings(
@@ -73,5 +72,5 @@ CONTROL_PRESETS = {
 CONTROL_PRESETS["long"] = replace(
     CONTROL_PRESETS["cpu"],
     preset="long",
-    fit=muon(steps=1500, batch_size=64, lr=8e-3, ema=0.997, preview_every=375),
+    fit=muon(steps=2100, batch_size=32, lr=8e-3, ema=0.998, preview_every=700),
 )

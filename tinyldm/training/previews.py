@@ -15,6 +15,7 @@ from tinyldm.training.caches import encode_all
 
 PANEL = 256  # validation images whose loss is followed
 ROWS, COLUMNS = 8, 4  # prompts, and images of each
+STEPS = 10  # of the sampler
 
 
 def watch_vae(ldm: LatentDiffusion, validation: Dataset, out: Path) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def watch_samples(
     prompts = validation.captions.full()[:PANEL]
     z_0 = encode_all(ldm.vae, validation.images[:PANEL])
     preview = partial(preview_samples, ldm, prompts, out, name, control=control)
-    batch = (z_0, control.hint, prompts) if control else (z_0, prompts)
+    tokens = ldm.tokenizer.encode(prompts)
+    batch = (z_0, control.hint, tokens) if control else (z_0, tokens)
     return {"validation": batch, "preview": preview}
 
 
@@ -60,7 +62,8 @@ def preview_samples(
         hints = [hint_image(hint) for hint in control.hint[:ROWS]]
         repeated = control.hint[:ROWS].repeat_interleave(COLUMNS, dim=0).to(ldm.device)
         controls = [control._replace(hint=repeated)]
-    z = last(generate(ldm, [p for p in prompts for _ in range(COLUMNS)], controls=controls))
+    every = [p for p in prompts for _ in range(COLUMNS)]
+    z = last(generate(ldm, every, steps=STEPS, controls=controls))
     x = ldm.vae.decode(z).cpu().split(COLUMNS)
     rows = [(p, [*hints[i : i + 1], *x[i]]) for i, p in enumerate(prompts)]
     save_grid(out / "previews" / f"{name}-{step:06}.png", rows)

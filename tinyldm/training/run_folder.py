@@ -22,7 +22,7 @@ from tinyldm.training.checkpoint import METRICS, REMEDY, Checkpoints
 from tinyldm.training.log import plot_losses
 from tinyldm.training.machine import Machine
 from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_base
-from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings
+from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, MachineSettings
 
 REPLACING = "replacing.json"  # in a run that is to replace the one which stands aside
 # what trainings write into a run folder
@@ -32,7 +32,7 @@ OURS = (
 )
 # settings that may differ when a run is resumed: they do not change what becomes of it
 FREE = {
-    *("preset", "resume", "overwrite", "device", "preview_every"),
+    *("preset", "resume", "overwrite", "device", "threads", "preview_every"),
     *("checkpointing_steps", "checkpoints_total_limit"),
     *("out", "base", "data_dir"),  # how a path is spelled; the contents have checksums
 }
@@ -42,6 +42,7 @@ def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dic
     """What settings.json says: every flag, the precision that was picked, the identity of the base."""
     content = json.loads(json.dumps(asdict(settings), default=str))
     content["run"]["precision"] = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
+    content["run"]["threads"] = torch.get_num_threads()
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
     elif settings.data.data_dir:
@@ -172,6 +173,14 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(flat(settings), sort_keys=True).encode()).hexdigest()
 
 
+def threads_of(out: Path) -> int:
+    """With how many threads a run was begun. Raises UserError."""
+    path = out / SETTINGS
+    with files.expecting("the settings of a run", path, "give --threads"):
+        run = files.read_json(path, "give --threads")["run"]
+        return MachineSettings(threads=run["threads"]).threads or torch.get_num_threads()
+
+
 @contextmanager
 def held(out: Path) -> Iterator[None]:
     """Inside, no other process may train into this folder. Raises UserError if one does."""
@@ -193,6 +202,8 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
         at, content = check_out(settings, machine, holding=True), described(settings, machine)
         if at is None:
             make(out, content)
+        elif not run.threads:
+            torch.set_num_threads(threads_of(out))
         limits = run.checkpointing_steps, run.checkpoints_total_limit
         checkpoints = Checkpoints(out, *limits, at or 0, fingerprint(content))
         try:

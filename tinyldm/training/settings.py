@@ -1,7 +1,7 @@
 """Every setting of the two trainings: what a user chooses on the command line, with its range."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,6 +101,8 @@ class MachineSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 where the processor
     multiplies it natively. On CUDA fp32 has TF32 matrix products."""
+    threads: int = 0
+    """Threads on the CPU; 0 is as many as there are cores that nothing else keeps busy at the start."""
     compile: bool = False
     """torch.compile the networks: minutes at the start, then faster steps; needs a C++ compiler."""
     seed: int = 0
@@ -108,6 +110,7 @@ class MachineSettings:
 
     def __post_init__(self) -> None:
         within(self, 0, 2**64 - 1, "seed")
+        within(self, 0, 1024, "threads")
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,11 @@ class TextSizes(TextConfig):
     """Sizes of the text encoder."""
 
     vocabulary: Annotated[int, Fixed] = 0  # that of the captions
+    length: int = 0
+    """Tokens a caption, longer ones are cut; 0 is as many as the longest training caption has."""
+
+    def __post_init__(self) -> None:
+        replace(TextConfig(), **{**vars(self), "length": self.length or TextConfig.length})
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class UNetSizes(UNetConfig):
     """Sizes of the U-Net."""
 
     channels: Annotated[int, Fixed] = 4  # those of the latent
-    context_width: Annotated[int, Fixed] = 128  # the text encoder's
+    context_width: Annotated[int, Fixed] = 64  # the text encoder's
 
 
 @dataclass(frozen=True)
@@ -158,8 +166,8 @@ class BaseSettings:
     """Train a latent diffusion model: the autoencoder, then text encoder and U-Net on its latents."""
 
     preset: Preset = "auto"
-    """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu.
-    long is cpu with three times the steps; tiny is for tests."""
+    """Where the defaults of all other settings come from. auto is cpu, on whatever device is there; long is
+    three times its steps; gpu is for 64 px and larger networks; tiny is for tests."""
     out: Path = Path("runs/base")
     """Run folder: weights, config, pictures, metrics."""
     data: Annotated[DataSettings, Flat] = DataSettings()
@@ -191,8 +199,8 @@ class ControlSettings:
     base: Path = Path("runs/base")
     """Run folder of the base; its dataset is used here too."""
     preset: Preset = "auto"
-    """Where the defaults of all other settings come from; auto is gpu if there is one, else cpu.
-    long is cpu with three times the steps; tiny is for tests."""
+    """Where the defaults of all other settings come from. auto is cpu, on whatever device is there; long is
+    three times its steps; gpu is for 64 px and larger networks; tiny is for tests."""
     out: Path = Path("runs/control")
     """Run folder: weights, config, pictures, metrics."""
     run: Annotated[RunSettings, Flat] = RunSettings()
