@@ -15,6 +15,7 @@ from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE
 
 Captions = Sequence[str] | Tensor  # or their tokens (b, l)
+Passes = Literal["both", "prompted"]  # of guidance: those that a control acts on
 
 
 class Control(NamedTuple):
@@ -96,7 +97,7 @@ def generate(
     seed: int = 0,
     eta: float = 0.0,
     controls: Sequence[Control] = (),
-    control_passes: Literal["both", "prompted"] = "both",
+    control_passes: Passes = "both",
 ) -> Iterator[Tensor]:
     """Yield z (b, c, h, w) after each of `steps` steps, one image per prompt; `ldm.vae.decode` shows it.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinyldm.data.conditions import CONDITIONS
 from tinyldm.data.pictures import hint_image, read_edges, read_image, save_grid
-from tinyldm.ldm import Control, LatentDiffusion, generate, last
+from tinyldm.ldm import Control, LatentDiffusion, Passes, generate, last
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
@@ -45,7 +45,7 @@ class SampleSettings:
     """Classifier-free guidance: 1 is off, more obeys the prompt more."""
     control_scale: float = 1.0
     """Strength of the control: 0 is none, 1 is as trained."""
-    control_passes: Literal["both", "prompted"] = "both"
+    control_passes: Passes = "both"
     """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]."""
     sampler: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
     steps: int = 20

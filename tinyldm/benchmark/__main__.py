@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,10 +32,12 @@ from tinyldm.vae import VAE
 
 Rows = dict[str, dict[str, Any]]  # name -> column -> Estimate or number
 Tables = Iterator[tuple[str, Rows]]
-Part = Literal["peak", "steps", "sample", "cold", "growth"]
+Part = Literal["peak", "steps", "sample", "cold", "growth", "recipe"]
+MICRO: tuple[Part, ...] = ("peak", "steps", "sample", "cold", "growth")
 Network = Literal["U-Net", "ControlNet", "VAE"]
 
 SAMPLINGS = (("dpm++", 10), ("dpm++", 15), ("dpm++", 25), ("ddim", 50), ("ddpm", 1000))
+SCRIPTS = Path(__file__).resolve().parents[2]  # of a clone
 LONG = 100  # steps of sampling, above which it runs only once
 
 
@@ -42,12 +45,14 @@ LONG = 100  # steps of sampling, above which it runs only once
 class BenchmarkSettings:
     """Time training steps beside diffusers' at the same sizes, sampling and a cold start; print tables."""
 
-    parts: tuple[Part, ...] = get_args(Part)
-    """What to time."""
+    parts: tuple[Part, ...] = MICRO
+    """What to time. recipe is all of `make run`, in a clone of the repository: minutes for each of --seeds."""
     networks: tuple[Network, ...] = get_args(Network)
     """Of the part steps: which training steps."""
     preset: Literal["tiny", "cpu", "long", "gpu"] = "cpu"
     """Whose sizes."""
+    seeds: int = 1
+    """Of the part recipe: how many trainings, with the seeds 0, 1, ..."""
     repeats: int = REPEATS
     """Rounds; in each every candidate runs once, so that a noisy neighbour hits all alike."""
     compile: bool = False
@@ -57,7 +62,7 @@ class BenchmarkSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        within(self, 1, math.inf, "repeats")
+        within(self, 1, math.inf, "repeats", "seeds")
 
 
 def measure(what: str, steps: Steps, repeats: int, warmup: int = 2, amounts=(), against=()) -> Rows:
@@ -145,10 +150,53 @@ class Benchmark:
             }
             yield "cold", measure("cold start", steps, self.repeats)
 
+    def recipe(self) -> Tables:
+        """The trainings of the preset and their evaluation, command by command: seconds and quality."""
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [
+                train_and_evaluate(Path(folder) / str(seed), self.settings, seed)
+                for seed in range(self.settings.seeds)
+            ]
+        columns = {key: median(row[key] for row in rows) for key in rows[0]}
+        named: Rows = {f"seed {seed}": row for seed, row in enumerate(rows)}
+        yield "recipe", {**named, "median [smallest, largest]": columns}
+
     def growth(self) -> Tables:
         """A step as one thing grows."""
         for what, steps in growing(self.quarter):
             yield f"growth, {what}", measure(what, steps, self.repeats)
+
+
+def train_and_evaluate(folder: Path, settings: BenchmarkSettings, seed: int) -> dict[str, float]:
+    """Seconds of each command, whole processes, and what its evaluation found. Raises UserError."""
+    if not (SCRIPTS / "train_base.py").exists():
+        raise UserError("--parts recipe: needs train_base.py; run it in a clone of the repository")
+    base, control, results = (str(folder / name) for name in ("base", "control", "results.json"))
+    how = ["--device", settings.device]
+    fit = [*how, "--preset", settings.preset, "--seed", str(seed)]
+    commands = {
+        "base_s": [str(SCRIPTS / "train_base.py"), *fit, "--out", base],
+        "control_s": [str(SCRIPTS / "train_control.py"), *fit, "--base", base, "--out", control],
+        "evaluate_s": ["-m", "tinyldm.evaluate", *how, "--base", base, "--control", control],
+    }
+    commands["evaluate_s"] += ["--json", results]
+    taken = {}
+    for name, command in commands.items():
+        start = time.perf_counter()
+        if subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode:
+            raise UserError(f"--parts recipe: {' '.join(command)} failed")
+        taken[name] = time.perf_counter() - start
+    return {**taken, "together_s": sum(taken.values()), **quality(Path(results))}
+
+
+def quality(path: Path) -> dict[str, float]:
+    """The numbers that decide, from what `tinyldm.evaluate --json` wrote."""
+    results = files.read_json(path, "evaluate again")
+    base, control = results["base"], results["control"]
+    found = {"ce": results["vae"]["ce"], "class": base["acc_class"], "base_fd": base["fd"]}
+    for row in (control["perfect"], list(control.values())[-1]):
+        found |= {f"gain_{row['passes']}": row["gain"], f"fd_{row['passes']}": row["fd"]}
+    return found
 
 
 def growing(sizes: Sizes) -> Iterator[tuple[str, Steps]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from tinyldm.evaluate.metrics import (
 )
 from tinyldm.evaluate.panel import Panel, Sampled, prompt_settings, reconstruct, sample_images
 from tinyldm.evaluate.tables import plain, table
-from tinyldm.ldm import Control
+from tinyldm.ldm import Control, Passes
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
@@ -59,10 +59,11 @@ class EvaluateSettings:
     """Test images, and so generated images per row of the table."""
     guidance: float = 2.0
     """Classifier-free guidance: 1 is off."""
-    steps: int = 15
+    steps: int = 10
     """Steps of the sampler, dpm++."""
-    control_passes: Literal["both", "prompted"] = "both"
-    """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]."""
+    control_passes: Passes = "both"
+    """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]. The last row
+    of the table is by the other rule."""
     seed: int = 0
     """Choice of test images, noise and chance pairs."""
     json: Path | None = None
@@ -126,19 +127,24 @@ def control_row(found: Sampled, asked: dict[str, Tensor], panel: Panel, ce: Tens
 
 
 def measure_control(
-    sample: Sample, panel: Panel, controlnet: ControlNet, x_hat: Tensor, seed: int
+    sample: Sample, panel: Panel, controlnet: ControlNet, x_hat: Tensor, seed: int, passes: Passes
 ) -> dict[str, Row]:
     """A row for each prompt setting; the ceiling is that of the decoded test images x_hat (n, k, H, W).
 
-    In "changed", chance is what the images score that the same hints gave without a prompt.
+    In "changed", chance is what the images score that the same hints gave without a prompt. The last row
+    is "perfect" by the other rule of guidance.
     """
     controls, settings = [Control(controlnet, panel.hints)], prompt_settings(panel.data, seed)
     ce, _ = panel.edge_scores(x_hat)
+    (other,) = {*get_args(Passes)} - {passes}
+    runs = {name: (*setting, passes) for name, setting in settings.items()}
+    runs[f"perfect, {other}"] = (*settings["perfect"], other)
     found, rows = {}, {}
-    for name, (prompts, asked) in settings.items():
-        x = sample(prompts, controls=controls, desc=f"control, prompts {name}")
+    for name, (prompts, asked, rule) in runs.items():
+        desc = f"control, prompts {name}"
+        x = sample(prompts, controls=controls, control_passes=rule, desc=desc)
         found[name] = panel.measured(x)
-        rows[name] = control_row(found[name], asked, panel, ce)
+        rows[name] = {"passes": rule, **control_row(found[name], asked, panel, ce)}
     for label in panel.judge.labels[1:]:
         chance = share(found["none"].seen[label], settings["changed"][1][label])
         rows["changed"][f"{CHANCE}{label}"] = chance.mean
@@ -151,7 +157,7 @@ def print_tables(results: Row) -> None:
         print("\n" + table([{"part": part, **results[part]}]))
     rows = [{"prompts": name, **row} for name, row in results["control"].items()]
     if rows:
-        chances = {key: rows[-1].pop(key) for key in [*rows[-1]] if key.startswith(CHANCE)}
+        chances = {k: row.pop(k) for row in rows for k in [*row] if k.startswith(CHANCE)}
         print("\n" + table(rows))
         for key, value in chances.items():
             print(f"\n{key}, changed: {value:.3f}, what the same hints score without a prompt")
@@ -173,19 +179,23 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     machine.place(ldm, *([controlnet] if controlnet else []))
     dataset = dataset_of(s.base)
     panel = Panel(test, load_judge(dataset), CONDITIONS[name], s.n, s.seed)
-    how: Row = {"guidance": s.guidance, "steps": s.steps, "control_passes": s.control_passes}
+    how: Row = {"guidance": s.guidance, "steps": s.steps}
     sample = partial(sample_images, ldm, machine=machine, seed=s.seed, **how)
     x_hat = reconstruct(ldm.vae, panel.data.images)
+    rows: dict[str, Row] = {}
+    if controlnet:
+        rows = measure_control(sample, panel, controlnet, x_hat, s.seed, s.control_passes)
     return {
         "n": len(panel),
         "seed": s.seed,
         "dataset": dataset,
         **how,
+        "control_passes": s.control_passes,
         "precision": str(machine.dtype).removeprefix("torch."),
         "classifier": {f"acc_{k}": score for k, score in panel.accuracy.items()},
         "vae": measure_vae(x_hat, panel.data.images),
         "base": measure_base(sample, panel, train, s.seed),
-        "control": measure_control(sample, panel, controlnet, x_hat, s.seed) if controlnet else {},
+        "control": rows,
     }
 
 
