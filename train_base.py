@@ -1,6 +1,6 @@
 """Train a latent diffusion model in three steps [LDM, Rombach et al. 2022, arXiv 2112.10752].
 
-1. The autoencoder:  min |x - D(z)| + (x - D(z))^2 + w KL(q(z | x) || N(0, I)), z ~ q(z | x)  [LDM, 3.1]
+1. The autoencoder:  min |x - D(z)| + 10 (x - D(z))^2 + w KL(q(z | x) || N(0, I)), z ~ q(z | x)  [LDM, 3.1]
 2. Its latents:      z_0 = s E(x), with s such that they have unit variance; frozen           [LDM, D.1]
 3. Diffusion:        min || eps - eps_theta(alpha_t z_0 + sigma_t eps, t, tau(y)) ||^2        [LDM, eq. 3]
 """

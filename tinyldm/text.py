@@ -49,7 +49,10 @@ class Tokenizer:
     @classmethod
     def from_captions(cls, captions: Iterable[str], length: int, most: int = 10_000) -> "Tokenizer":
         """A tokenizer that knows the `most` frequent words of the captions, alphabetically."""
-        counts = Counter(word for caption in captions for word in words(caption))
+        counts: Counter[str] = Counter()
+        for caption, number in Counter(captions).items():
+            for word in words(caption):
+                counts[word] += number
         return cls([PAD, UNKNOWN, *sorted(word for word, _ in counts.most_common(most))], length)
 
     def encode(self, captions: list[str]) -> Tensor:

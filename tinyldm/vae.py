@@ -119,7 +119,7 @@ class VAE(nn.Module):
 
 
 def vae_loss(vae: VAE, x: Tensor, kl_weight: float) -> Tensor:
-    """L1 + MSE of the reconstruction + kl_weight KL(q(z | x) || N(0, I)), means over elements, to ().
+    """L1 + 10 MSE of the reconstruction + kl_weight KL(q(z | x) || N(0, I)), means over elements, to ().
 
     LDM [G] has LPIPS and a discriminator in place of MSE; both need networks trained elsewhere.
     """
@@ -127,4 +127,4 @@ def vae_loss(vae: VAE, x: Tensor, kl_weight: float) -> Tensor:
     z = mean + (logvar / 2).exp() * torch.randn(mean.shape, device=mean.device)
     x_hat = vae.decode(z * vae.scale).float()  # (b, k, H, W)
     kl = (mean**2 + logvar.exp() - 1 - logvar).mean() / 2
-    return F.l1_loss(x_hat, x) + F.mse_loss(x_hat, x) + kl_weight * kl
+    return F.l1_loss(x_hat, x) + 10 * F.mse_loss(x_hat, x) + kl_weight * kl

@@ -125,7 +125,7 @@ def their_vae_loss(vae: Any, x: Tensor) -> Tensor:
     posterior = vae.encode(x).latent_dist
     x_hat = vae.decode(posterior.sample()).sample.float()
     kl = posterior.kl().mean()
-    return F.l1_loss(x_hat, x) + F.mse_loss(x_hat, x) + KL_WEIGHT * kl
+    return F.l1_loss(x_hat, x) + 10 * F.mse_loss(x_hat, x) + KL_WEIGHT * kl
 
 
 def their_loss(sizes: Sizes, machine: Machine, part: str) -> Trained:

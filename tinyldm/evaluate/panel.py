@@ -15,7 +15,7 @@ from tinyldm.support.progress import progress
 from tinyldm.training.machine import Machine
 from tinyldm.vae import VAE
 
-BATCH = 100
+BATCH, GPU_BATCH = 100, 1000  # images at a time: what fits a cache, what fills a device
 PromptSettings = dict[str, tuple[list[str], dict[str, Tensor]]]  # name -> prompts, labels asked for
 
 
@@ -85,11 +85,12 @@ def sample_images(
 ) -> Tensor:
     """One image per prompt, and per hint of each control (n, k, H, W): x (n, k, H, W) in [-1, 1], on the CPU.
 
-    Samples BATCH at a time, by autocast; `settings` are those of `generate`.
+    Samples by autocast; `settings` are those of `generate`.
     """
-    images, starts = [], range(0, len(prompts), BATCH)
-    for i in progress(starts, desc=desc, unit_scale=BATCH, unit="image"):
-        part = slice(i, i + BATCH)
+    batch = BATCH if ldm.device.type == "cpu" else GPU_BATCH
+    images, starts = [], range(0, len(prompts), batch)
+    for i in progress(starts, desc=desc, unit_scale=batch, unit="image"):
+        part = slice(i, i + batch)
         bound = [c._replace(hint=c.hint[part].to(ldm.device)) for c in controls]
         with machine.autocast():
             z = generate(ldm, prompts[part], controls=bound, seed=seed + i, **settings)

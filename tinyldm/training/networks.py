@@ -89,7 +89,7 @@ def build_base(settings: BaseSettings, data: Dataset) -> LatentDiffusion:
     """An untrained model, a function of the seed; what must agree with the data comes from the data."""
     torch.manual_seed(settings.run.seed)
     captions = data.captions.all()
-    length = settings.text.length or max(len(words(caption)) for caption in captions)
+    length = settings.text.length or max(len(words(caption)) for caption in set(captions))
     tokenizer = Tokenizer.from_captions(captions, length)
     vae = VAE(replace(settings.vae, image_channels=data.images.shape[1]))
     size = settings.data.resolution
