@@ -17,7 +17,7 @@ class VAEConfig:
 
     image_channels: int = 1  # k, from the images
     latent_channels: int = 4  # c
-    widths: tuple[int, ...] = (16, 32, 64)  # one per resolution; f = 2 ** (len(widths) - 1)
+    widths: tuple[int, ...] = (8, 16, 32)  # one per resolution; f = 2 ** (len(widths) - 1)
     res_blocks: int = 1  # a level on the way down, one more on the way up
 
     def __post_init__(self) -> None:

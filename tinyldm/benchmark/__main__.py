@@ -60,6 +60,8 @@ class BenchmarkSettings:
     json: Path | None = None
     """Also write the numbers to this file; parts in it that are not measured now stay."""
     device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the part recipe."""
 
     def __post_init__(self) -> None:
         within(self, 1, math.inf, "repeats", "seeds")
@@ -172,7 +174,7 @@ def train_and_evaluate(folder: Path, settings: BenchmarkSettings, seed: int) -> 
     if not (SCRIPTS / "train_base.py").exists():
         raise UserError("--parts recipe: needs train_base.py; run it in a clone of the repository")
     base, control, results = (str(folder / name) for name in ("base", "control", "results.json"))
-    how = ["--device", settings.device]
+    how = ["--device", settings.device, "--precision", settings.precision]
     fit = [*how, "--preset", settings.preset, "--seed", str(seed)]
     commands = {
         "base_s": [str(SCRIPTS / "train_base.py"), *fit, "--out", base],

@@ -14,7 +14,7 @@ class Settings:
 
     dataset: str = "fashion-mnist"
     limit: int = 0  # images of each split; 0 is all
-    vae: VAEConfig = VAEConfig()
+    vae: VAEConfig = VAEConfig(widths=(16, 32, 64))
     vae_fit: FitSettings = FitSettings(1000, 16, "muon", lr=1.2e-2, warmup=100, ema=0.997)
     text: TextConfig = TextConfig(length=16, width=64, layers=1)
     unet: UNetConfig = UNetConfig(
