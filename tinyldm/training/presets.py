@@ -22,7 +22,7 @@ BASE_PRESETS = {
     "cpu": BaseSettings(
         preset="cpu",
         vae_fit=muon(steps=1700, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=850),
-        fit=muon(steps=800, batch_size=64, lr=4e-3, ema=0.995, preview_every=400),
+        fit=muon(steps=850, batch_size=64, lr=4e-3, ema=0.995, preview_every=425),
         kl_weight=3e-5,
     ),
     "tiny": BaseSettings(
@@ -56,11 +56,11 @@ BASE_PRESETS["long"] = replace(
     BASE_PRESETS["cpu"],
     preset="long",
     vae_fit=muon(steps=5100, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1700),
-    fit=muon(steps=2400, batch_size=64, lr=4e-3, ema=0.998, preview_every=800),
+    fit=muon(steps=2550, batch_size=64, lr=4e-3, ema=0.998, preview_every=850),
 )
 CONTROL_PRESETS = {
     "cpu": ControlSettings(
-        preset="cpu", fit=muon(steps=600, batch_size=32, lr=8e-3, ema=0.993, preview_every=300)
+        preset="cpu", fit=muon(steps=900, batch_size=32, lr=8e-3, ema=0.995, preview_every=450)
     ),
     "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
     "gpu": ControlSettings(
@@ -72,5 +72,5 @@ CONTROL_PRESETS = {
 CONTROL_PRESETS["long"] = replace(
     CONTROL_PRESETS["cpu"],
     preset="long",
-    fit=muon(steps=1800, batch_size=32, lr=8e-3, ema=0.998, preview_every=600),
+    fit=muon(steps=2700, batch_size=32, lr=8e-3, ema=0.998, preview_every=900),
 )
