@@ -53,6 +53,8 @@ class BenchmarkSettings:
     """Whose sizes."""
     seeds: int = 1
     """Of the part recipe: how many trainings, with the seeds 0, 1, ..."""
+    runs: Path | None = None
+    """Of the part recipe: a folder to keep them in, with their evaluations."""
     repeats: int = REPEATS
     """Rounds; in each every candidate runs once, so that a noisy neighbour hits all alike."""
     compile: bool = False
@@ -154,11 +156,10 @@ class Benchmark:
 
     def recipe(self) -> Tables:
         """The trainings of the preset and their evaluation, command by command: seconds and quality."""
+        s = self.settings
         with tempfile.TemporaryDirectory() as folder:
-            rows = [
-                train_and_evaluate(Path(folder) / str(seed), self.settings, seed)
-                for seed in range(self.settings.seeds)
-            ]
+            runs = files.real(s.runs or folder)
+            rows = [train_and_evaluate(runs / str(seed), s, seed) for seed in range(s.seeds)]
         columns = {key: median(row[key] for row in rows) for key in rows[0]}
         named: Rows = {f"seed {seed}": row for seed, row in enumerate(rows)}
         yield "recipe", {**named, "median [smallest, largest]": columns}
@@ -173,7 +174,8 @@ def train_and_evaluate(folder: Path, settings: BenchmarkSettings, seed: int) -> 
     """Seconds of each command, whole processes, and what its evaluation found. Raises UserError."""
     if not (SCRIPTS / "train_base.py").exists():
         raise UserError("--parts recipe: needs train_base.py; run it in a clone of the repository")
-    base, control, results = (str(folder / name) for name in ("base", "control", "results.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    base, control, results = (str(folder / x) for x in ("base", "control", "evaluation.json"))
     how = ["--device", settings.device, "--precision", settings.precision]
     fit = [*how, "--preset", settings.preset, "--seed", str(seed)]
     commands = {
