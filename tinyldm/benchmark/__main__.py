@@ -158,7 +158,7 @@ class Benchmark:
         """The trainings of the preset and their evaluation, command by command: seconds and quality."""
         s = self.settings
         with tempfile.TemporaryDirectory() as folder:
-            runs = files.real(s.runs or folder)
+            runs = files.real(s.runs or Path(folder))
             rows = [train_and_evaluate(runs / str(seed), s, seed) for seed in range(s.seeds)]
         columns = {key: median(row[key] for row in rows) for key in rows[0]}
         named: Rows = {f"seed {seed}": row for seed, row in enumerate(rows)}
