@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,10 @@ from tinyldm.ldm import LatentDiffusion
 from tinyldm.text import TextConfig, Tokenizer
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
+
+# Tests compare bits, also between processes that they start: so none may choose its threads by how busy the
+# machine is. What torch found here holds for all of them, unless who calls has chosen.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 SMALL = UNetConfig(4, widths=(32, 64), attention=(False, True), heads=2, context_width=16)
 SD15_UNET = UNetConfig(

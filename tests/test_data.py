@@ -27,7 +27,15 @@ import torch
 
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
-from tinyldm.data.dataset import SPLITS, Captions, Columns, drop_captions, to_float, to_uint8
+from tinyldm.data.dataset import (
+    SPLITS,
+    Captions,
+    Columns,
+    Tokens,
+    drop_captions,
+    to_float,
+    to_uint8,
+)
 from tinyldm.data.fashion_mnist import read_idx
 from tinyldm.data.shapes import (
     BACKGROUNDS,
@@ -42,6 +50,7 @@ from tinyldm.data.shapes import (
     random_scene,
 )
 from tinyldm.support.errors import UserError
+from tinyldm.text import Tokenizer
 from tinyldm.training.caches import hints_of
 
 fashion = importlib.import_module(
@@ -403,28 +412,84 @@ def test_garments_are_padded_by_two_and_enlarged_bilinearly():
     assert all(fashion.enlarge(images, n).shape == (3, 1, n, n) for n in (31, 32, 33))
 
 
+def letters(captions: list[str]) -> torch.Tensor:
+    """Captions of up to two letters as tokens (b, 2); 0 pads."""
+    return torch.tensor([[*map(ord, c), 0, 0][:2] for c in captions])
+
+
+def drawn(tokens: Tokens) -> list[str]:
+    """A caption of every image, of one letter, as `letters` encodes it."""
+    return [chr(token) for token in tokens[torch.arange(len(tokens))][:, 0].tolist()]
+
+
 def test_drawing_captions_is_a_function_of_the_global_seed():
-    captions = Captions([tuple("abcdefgh")] * 50)
+    tokens = Tokens.of(Captions([tuple("abcdefgh")] * 50), letters)
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(captions[torch.arange(50)])
+        draws.append(drawn(tokens))
     assert draws[0] == draws[1] != draws[2]
     assert set(draws[0]) == set("abcdefgh")
 
 
+def test_the_caption_of_an_image_is_the_one_at_its_draw_times_their_number():
+    """With images of 1 to 5 captions, some of which they share: one draw each, in the order of the batch."""
+    choices = [tuple("abcdefg"[i % 3 : i % 3 + 1 + i % 5]) for i in range(300)]
+    tokens = Tokens.of(Captions(choices), letters)
+    assert len(tokens) == 300 and len(tokens.table) == len(set("".join(map("".join, choices))))
+    indices = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:200]
+    seen = set()
+    for seed in range(50):
+        torch.manual_seed(seed)
+        draws = zip(indices.tolist(), torch.rand(200).tolist(), strict=True)
+        expected = [choices[i][int(u * len(choices[i]))] for i, u in draws]
+        torch.manual_seed(seed)
+        assert torch.equal(tokens[indices], letters(expected))
+        seen |= {*zip(indices.tolist(), expected, strict=True)}
+    assert seen == {(i, caption) for i in indices.tolist() for caption in choices[i]}
+
+
+def test_the_largest_draw_is_the_last_caption_however_many_there_are(monkeypatch):
+    tokens = Tokens.of(Captions([tuple("abcdefgh"[:n]) for n in range(1, 9)]), letters)
+    largest = 1 - 2**-24
+    monkeypatch.setattr(torch, "rand", lambda n, device: torch.full((n,), largest, device=device))
+    assert drawn(tokens) == [*"abcdefgh"]
+
+
+def test_tokens_and_columns_move_whole_to_a_device():
+    meta = torch.device("meta")
+    tokens = Tokens.of(Captions([("a", "b"), ("c",)]), letters)
+    z, moved = Columns(torch.zeros(2, 3), tokens).to(meta).columns
+    assert {x.device for x in (z, moved.table, moved.choices, moved.counts)} == {meta}
+    assert moved.table.shape == (3, 2) and moved.choices.shape == (2, 2)
+    assert torch.equal(tokens.to(torch.device("cpu")).choices, tokens.choices)
+
+
 def test_columns_are_indexed_together():
-    z, captions = torch.arange(4), Captions([(word,) for word in "abcd"])
-    batch = Columns(z, captions)[torch.tensor([3, 1])]
-    assert batch[0].tolist() == [3, 1] and batch[1] == ["d", "b"]
-    assert len(Columns(z)) == len(Columns(z, captions)) == 4
+    z, tokens = torch.arange(4), Tokens.of(Captions([(word,) for word in "abcd"]), letters)
+    batch = Columns(z, tokens)[torch.tensor([3, 1])]
+    assert batch[0].tolist() == [3, 1] and torch.equal(batch[1], letters(["d", "b"]))
+    assert len(Columns(z)) == len(Columns(z, tokens)) == 4
 
 
 def test_a_caption_is_dropped_where_the_draw_is_below_the_share(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda n: torch.arange(n) / 4)  # 0, 0.25, 0.5, 0.75
-    assert drop_captions("abcd", 0.0) == ["a", "b", "c", "d"]
-    assert drop_captions("abcd", 0.5) == ["", "", "c", "d"]
-    assert drop_captions("abcd", 1.0) == [""] * 4
+    """Its tokens are then those of ""."""
+    monkeypatch.setattr(torch, "rand", lambda n, device: torch.arange(n) / 4)  # 0, 0.25, 0.5, 0.75
+    tokens = letters(["a", "be", "ca", "d"])
+    assert torch.equal(drop_captions(tokens, 0.0), tokens)
+    assert torch.equal(drop_captions(tokens, 0.5), letters(["", "", "ca", "d"]))
+    assert torch.equal(drop_captions(tokens, 1.0), letters([""] * 4))
+
+
+def test_dropped_tokens_are_those_of_the_empty_caption():
+    captions = [f"a {colour} ring" for colour in ("red", "blue", "green")] * 20
+    encode = Tokenizer.from_captions(captions, 4).encode
+    torch.manual_seed(0)
+    dropped = (torch.rand(60) < 0.4).tolist()
+    torch.manual_seed(0)
+    expected = encode(["" if d else c for c, d in zip(captions, dropped, strict=True)])
+    assert torch.equal(drop_captions(encode(captions), 0.4), expected)
+    assert 10 < sum(dropped) < 40 and expected.dtype == torch.long
 
 
 def test_uint8_and_float_are_inverse():
@@ -448,10 +513,10 @@ def test_captions_are_drawn_evenly_and_the_first_is_the_complete_one():
     assert captions.full() == ["a"] * 20_000 + ["e"]
     assert captions.all() == [*"abcd"] * 20_000 + ["e"]
     torch.manual_seed(0)
-    drawn = captions[torch.arange(20_001)]
-    assert drawn[-1] == "e"
+    one_each = drawn(Tokens.of(captions, letters))
+    assert one_each[-1] == "e"
     for letter in "abcd":
-        assert abs(drawn.count(letter) / 20_000 - 0.25) < 0.02
+        assert abs(one_each.count(letter) / 20_000 - 0.25) < 0.02
 
 
 def test_a_subset_keeps_image_caption_label_and_held_out_together():
@@ -666,7 +731,8 @@ def test_canny_is_opencvs(channels):
 def test_a_cached_hint_belongs_to_its_image_through_every_batch():
     """No augmentation follows the hint: image, latent and hint are always indexed together."""
     data = load("shapes", "validation", limit=50)
-    columns = Columns(data.images, hints_of(canny, data.images), data.captions)
+    tokens = Tokens.of(data.captions, Tokenizer.from_captions(data.captions.all(), 16).encode)
+    columns = Columns(data.images, hints_of(canny, data.images), tokens)
     batch, hints, _ = columns[torch.randperm(50)]
     assert hints.dtype == torch.bool
     assert torch.equal(hints, canny(batch))

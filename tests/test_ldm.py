@@ -76,6 +76,21 @@ def test_the_diffusion_loss_does_not_depend_on_the_memory_layout(density):
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("controlled", [False, True])
+def test_the_loss_of_tokens_is_that_of_their_captions_bit_for_bit(ldm, density, controlled):
+    captions = ["a red circle", "", "a blue unheard ring"]
+    tokens, z_0 = ldm.tokenizer.encode(captions), torch.randn(3, *ldm.latent_shape)
+    controls = [control_of(ldm, 3)] if controlled else []
+    losses = []
+    for given in (captions, tuple(captions), tokens, tokens[[1, 1, 1]]):
+        torch.manual_seed(0)
+        losses.append(ldm.loss(z_0, given, controls, density))
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+    assert not torch.equal(losses[0], losses[3])
+    assert torch.equal(ldm.context(captions), ldm.context(tokens))
+
+
 def test_the_autoencoders_loss_does_not_depend_on_the_memory_layout():
     torch.manual_seed(0)
     vae, x = randomise(VAE(VAEConfig(widths=(8, 16)))), torch.rand(4, 1, 16, 16) * 2 - 1

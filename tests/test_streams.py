@@ -207,11 +207,11 @@ class Chosen:
 PRESETS = {name: Chosen(name, seed) for seed, name in enumerate(("cpu", "gpu", "tiny"))}
 
 
-@pytest.mark.parametrize(("gpu", "seed"), [(False, 0), (True, 1)])
-def test_the_preset_is_that_of_the_machine_unless_it_is_named(monkeypatch, gpu, seed):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_preset_is_cpu_on_any_machine_unless_it_is_named(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     for args in ([], ["--preset", "auto"], ["--preset=auto"]):
-        assert parse_with_preset(PRESETS, args).seed == seed
+        assert parse_with_preset(PRESETS, args).seed == 0
     for args in (["--preset", "tiny"], ["--preset=tiny"]):
         assert parse_with_preset(PRESETS, args).seed == 2
     assert parse_with_preset(PRESETS, ["--preset", "tiny", "--seed", "7"]) == Chosen("tiny", 7)

@@ -207,7 +207,7 @@ def test_an_autoencoders_attention_is_between_positions_row_by_row():
 
 
 def test_the_text_encoder_has_its_sizes_by_default_and_their_lower_bounds():
-    assert TextConfig() == TextConfig(vocabulary=0, length=16, width=128, layers=2, heads=4)
+    assert TextConfig() == TextConfig(vocabulary=0, length=16, width=64, layers=2, heads=4)
     smallest = {"length": 1, "width": 2, "layers": 1, "heads": 1}
     TextConfig(**smallest)
     for name, least in smallest.items():

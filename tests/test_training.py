@@ -22,20 +22,28 @@ import train_base
 import train_control
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data.conditions import silhouette
-from tinyldm.data.dataset import Captions, Columns, Dataset, drop_captions, to_float
+from tinyldm.data.dataset import Captions, Columns, Dataset, Tokens, drop_captions, to_float
 from tinyldm.ldm import Control, LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.command_line import parse_with_preset, run_command
 from tinyldm.support.errors import Finished, Stopped, UserError
 from tinyldm.support.sealed import Sealed, is_sealed, seal
+from tinyldm.text import Tokenizer
 from tinyldm.training import caches, previews, run_folder
 from tinyldm.training import log as log_file
 from tinyldm.training import machine as machine_file
 from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.ema import EMA
-from tinyldm.training.fit import batch_indices, fit, gradient, lr_factor, seed_step, take_step
-from tinyldm.training.machine import Machine, pick_device, pick_precision, process
-from tinyldm.training.networks import base_checksum, seal_run
+from tinyldm.training.fit import batch_indices, fit, lr_factor, seed_step
+from tinyldm.training.machine import (
+    Machine,
+    idle_cores,
+    pick_device,
+    pick_precision,
+    pick_threads,
+    process,
+)
+from tinyldm.training.networks import base_checksum, build_base, seal_run
 from tinyldm.training.presets import BASE_PRESETS
 from tinyldm.training.settings import (
     BaseSettings,
@@ -47,6 +55,7 @@ from tinyldm.training.settings import (
     UNetSizes,
     VAESizes,
 )
+from tinyldm.training.step import gradient, set_lr, take_step
 
 
 class Regression(nn.Module):
@@ -452,11 +461,12 @@ def test_ema_follows_its_formula_and_applies_only_inside():
 
 
 def test_dropping_captions():
-    captions = ["word"] * 10_000
+    tokens = torch.full((10_000, 2), 7)
     torch.manual_seed(0)
-    assert abs(drop_captions(captions, 0.3).count("") - 3000) < 150
-    assert drop_captions(captions, 0.0) == captions
-    assert set(drop_captions(captions, 1.0)) == {""}
+    dropped = drop_captions(tokens, 0.3) == 0
+    assert abs(dropped[:, 0].sum() - 3000) < 150 and torch.equal(dropped[:, 0], dropped[:, 1])
+    assert torch.equal(drop_captions(tokens, 0.0), tokens)
+    assert torch.equal(drop_captions(tokens, 1.0), 0 * tokens)
 
 
 def test_an_unknown_device_is_a_clear_error():
@@ -575,7 +585,8 @@ def test_gradients_are_clipped_to_their_norm_and_used_once():
     optimizer = torch.optim.SGD([w], lr=1.0)
     norm = gradient(3 * w[0] + 4 * w[1], optimizer, clip=0.5)
     assert norm.item() == 5
-    take_step(optimizer, 0.1)
+    set_lr(optimizer, 0.1)
+    take_step(optimizer)
     assert torch.allclose(w, -0.1 * torch.tensor([0.3, 0.4]))
     gradient(w.sum(), optimizer, clip=9.0)
     assert torch.equal(w.grad, torch.ones(2))
@@ -859,7 +870,8 @@ def test_the_defaults_are_those_of_the_papers_and_fit_together():
         base.run
         == control.run
         == RunSettings(
-            **{"device": "auto", "precision": "auto", "compile": False, "resume": None},
+            **{"device": "auto", "precision": "auto", "threads": 0, "compile": False},
+            **{"resume": None},
             **{
                 "overwrite": False,
                 "checkpointing_steps": 250,
@@ -868,6 +880,18 @@ def test_the_defaults_are_those_of_the_papers_and_fit_together():
             },
         )
     )
+
+
+def test_captions_are_as_long_as_the_longest_of_the_training_unless_a_length_is_given():
+    """In words as the tokenizer counts them, of every caption to draw from."""
+    captions = Captions([("a dark coat", "a T-shirt, of two-tone cotton"), ("coat",), ("a coat",)])
+    data, tiny = replace(dataset(3), captions=captions), BASE_PRESETS["tiny"]
+    for given, length in ((0, 5), (3, 3), (16, 16)):
+        ldm = build_base(replace(tiny, text=replace(tiny.text, length=given)), data)
+        assert ldm.tokenizer.length == ldm.text.config.length == length
+        assert ldm.context(["a coat"]).shape[1] == length
+    with pytest.raises(ValueError, match="^length -1: must be "):
+        TextSizes(length=-1)
 
 
 def test_settings_are_constants():
@@ -893,7 +917,7 @@ def test_glibc_is_told_to_keep_memory_by_the_numbers_of_malloc_h(monkeypatch):
     monkeypatch.setattr(machine_file.ctypes, "CDLL", lambda name: Libc)
     with process("cpu"):
         assert sorted(told) == [(-4, 0), (-2, 2**26), (-1, 2**31 - 1)]
-    monkeypatch.setattr(machine_file.sys, "platform", "darwin")
+    monkeypatch.setattr(machine_file, "LINUX", False)
     with process("cpu"):
         assert len(told) == 3
 
@@ -952,6 +976,51 @@ def test_bf16_is_picked_where_it_is_native_and_where_it_is_wanted(monkeypatch):
         assert {pick_precision("fp32", x) for x in (cpu, cuda, mps)} == {torch.float32}
 
 
+def test_threads_are_as_many_as_cores_that_nothing_else_keeps_busy(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for idle, threads in ((2.0, 2), (1.3, 2), (1.0, 1), (0.2, 1)):
+        monkeypatch.setattr(machine_file, "idle_cores", lambda idle=idle: idle)
+        assert pick_threads(0) == threads
+        said = "" if threads == 2 else "note: other work is running: 1 of 2 threads\n"
+        assert capsys.readouterr().err == said
+        assert pick_threads(5) == 5
+
+
+def test_nothing_is_measured_where_the_number_of_threads_is_given(monkeypatch):
+    monkeypatch.setattr(machine_file, "idle_cores", None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert [pick_threads(n) for n in (0, 1, 7)] == [1, 1, 7]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert [pick_threads(n) for n in (0, 1, 7)] == [4, 1, 7]
+
+
+def test_a_process_on_a_cpu_sets_its_threads(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    with process("cpu", threads=3):
+        assert told == [3]
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
+    monkeypatch.setattr(machine_file, "pick_device", torch.device)
+    with process("cuda", "fp32", threads=4):
+        assert told == [3]
+
+
+def test_idle_cores_are_those_of_what_linux_counted_in_the_meantime(tmp_path, monkeypatch):
+    """user nice system idle iowait irq softirq steal, of all cores together; guests are in user already."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 50 300 10 1 1 1 70 70\ncpu0 50 0 25 150 5 0 0 0 35 35\n")
+    after = "cpu  120 5 60 350 20 2 2 3 99 99\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
+    monkeypatch.setattr(machine_file, "Path", lambda name: stat)
+    monkeypatch.setattr(machine_file.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine_file.time, "sleep", lambda seconds: stat.write_text(after))
+    assert idle_cores() == pytest.approx(2 * (50 + 10) / 99)
+    stat.unlink()
+    assert idle_cores() == 2
+
+
 def test_networks_are_compiled_if_asked_as_graphs_on_a_gpu(monkeypatch):
     calls = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append((self, how)))
@@ -964,20 +1033,14 @@ def test_networks_are_compiled_if_asked_as_graphs_on_a_gpu(monkeypatch):
     assert calls == [(one, plain), (two, plain), (one, graph)]
 
 
-def test_batches_go_to_the_device_whole_by_pinned_memory_on_a_gpu(monkeypatch):
+def test_batches_go_to_the_device_whole(monkeypatch):
     x = torch.ones(2)
     assert Machine().load((x, ["a caption"]))[1] == ["a caption"]
-    assert Machine().load((x,))[0] is x  # a CPU has nothing to pin
+    assert Machine().load((x,))[0] is x
     moves = []
-
-    def move(self, device, non_blocking):
-        moves.append((device.type, non_blocking))
-        return self
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: moves.append("pinned") or self)
-    monkeypatch.setattr(torch.Tensor, "to", move)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moves.append(device) or self)
     assert Machine(torch.device("cuda")).load((x, "a caption")) == (x, "a caption")
-    assert moves == ["pinned", ("cuda", True)]
+    assert moves == [torch.device("cuda")]
 
 
 def test_networks_are_placed_in_channels_last():
@@ -1082,6 +1145,7 @@ def test_a_preview_has_4_samples_of_each_of_8_validation_prompts(
     """With a control, hint i stands before its samples, and all of them are made under it."""
     data, drawn, calls = dataset(300), grids(monkeypatch), []
     z = torch.randn(32, *ldm.latent_shape)
+    ldm.tokenizer = Tokenizer.from_captions(data.captions.all(), 5)
 
     def made(*args, **kwargs):
         calls.append((args, kwargs))
@@ -1092,13 +1156,15 @@ def test_a_preview_has_4_samples_of_each_of_8_validation_prompts(
     hint = torch.rand(256, 1, 32, 32) < 0.5
     control = Control("a network", hint) if controlled else None
     watch = previews.watch_samples(ldm, data, tmp_path, "stage", control)
-    z_0, *hints, captions = watch["validation"]
+    z_0, *hints, tokens = watch["validation"]
     assert torch.equal(z_0, data.images[:256].float())
-    assert captions == [f"full {i}" for i in range(256)]
+    assert torch.equal(tokens, ldm.tokenizer.encode([f"full {i}" for i in range(256)]))
+    assert len(tokens.unique(dim=0)) == 256
     assert [x is hint for x in hints] == [True] * controlled
     watch["preview"](345)
     (((model, prompts), options),) = calls
     assert model is ldm and prompts == [f"full {i}" for i in range(8) for _ in range(4)]
+    assert options.pop("steps") == 10
     ((path, rows),) = drawn
     assert path == tmp_path / "previews" / "stage-000345.png"
     assert [label for label, _ in rows] == [f"full {i}" for i in range(8)]
@@ -1146,7 +1212,7 @@ class Script:
         self.fits[-1]["trained"] = trained
         loss_fn(*data[torch.arange(2)])
 
-    def drop(self, captions, share):
+    def drop(self, tokens, share):
         self.shares.append(share)
         return self.dropped
 
@@ -1174,6 +1240,12 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
+def assert_tokens_of(ldm: LatentDiffusion, data: Dataset, tokens: Tokens) -> None:
+    """Are these the tokens of the captions of the data?"""
+    expected = vars(Tokens.of(data.captions, ldm.tokenizer.encode))
+    assert all(torch.equal(x, expected[name]) for name, x in vars(tokens).items())
+
+
 def test_train_base_passes_every_setting_on(tmp_path, monkeypatch, capsys):
     script, reconstructed, saved, out = Script(monkeypatch, train_base), [], [], tmp_path / "base"
     monkeypatch.setattr(train_base, "vae_loss", lambda *args: reconstructed.append(args))
@@ -1196,12 +1268,13 @@ def test_train_base_passes_every_setting_on(tmp_path, monkeypatch, capsys):
     assert vae is ldm.vae and torch.equal(x, to_float(data.images[:2])) and kl_weight == 0.25
     assert latents.std().item() == pytest.approx(1, abs=1e-5)
     assert torch.equal(second["data"].columns[0], latents)
-    (((z_0, captions), more),) = script.losses
-    assert torch.equal(z_0, latents[:2]) and captions is script.dropped and script.shares == [0.3]
+    assert_tokens_of(ldm, data, second["data"].columns[1])
+    (((z_0, tokens), more),) = script.losses
+    assert torch.equal(z_0, latents[:2]) and tokens is script.dropped and script.shares == [0.3]
     assert more == {"density": "uniform"}
     (images,) = first["validation"]
-    z, prompts = second["validation"]
-    assert images.dtype == torch.uint8 and len(images) == len(z) == len(prompts) == 64
+    z, tokens = second["validation"]
+    assert images.dtype == torch.uint8 and len(images) == len(z) == len(tokens) == 64
     assert [part["preview"].func for part in script.fits] == [
         previews.preview_vae,
         previews.preview_samples,
@@ -1230,8 +1303,9 @@ def test_train_control_passes_every_setting_on(tmp_path, base, monkeypatch, caps
     hints = silhouette(data.images)
     z_0 = files.read_tensors(base / "latents.safetensors", "")["z"]
     assert torch.equal(part["data"].columns[0], z_0) and torch.equal(part["data"].columns[1], hints)
-    (((z, captions, (control,), density), more),) = script.losses
-    assert torch.equal(z, z_0[:2]) and captions is script.dropped and script.shares == [0.7]
+    assert_tokens_of(ldm, data, part["data"].columns[2])
+    (((z, tokens, (control,), density), more),) = script.losses
+    assert torch.equal(z, z_0[:2]) and tokens is script.dropped and script.shares == [0.7]
     assert control.controlnet is controlnet and torch.equal(control.hint, hints[:2])
     assert control.weight == 1 and density == "uniform" and more == {}
     assert torch.equal(part["validation"][1], silhouette(validation.images))
@@ -1289,7 +1363,8 @@ def test_a_new_run_is_described_and_held_while_it_is_trained(tmp_path):
     settings = base_of(out)
     with run_folder.open_run(settings, Machine(dtype=torch.bfloat16)) as saved:
         content = json.loads((out / "settings.json").read_text())
-        assert content["run"] == {**asdict(RUN), "precision": "bf16"}
+        picked = {"precision": "bf16", "threads": torch.get_num_threads()}
+        assert content["run"] == {**asdict(RUN), **picked}
         assert content["caption_drop"] == 0.3 and content["out"] == str(out)
         assert saved == Checkpoints(out, 7, 2, 0, run_folder.fingerprint(content))
         said = (
@@ -1300,6 +1375,25 @@ def test_a_new_run_is_described_and_held_while_it_is_trained(tmp_path):
         )
     with run_folder.held(out):
         assert [path.name for path in out.iterdir()] == ["settings.json"]
+
+
+def test_a_resumed_run_goes_on_with_as_many_threads_as_it_was_begun_with(tmp_path, monkeypatch):
+    """Unless others are wanted: the number decides in which order sums are rounded."""
+    told, out = [], tmp_path / "base"
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with run_folder.open_run(base_of(out), Machine()):
+        assert told == []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert run_folder.threads_of(out) == 3
+    for threads, then in ((1, []), (0, [3])):
+        run = replace(RUN, resume=Path("latest"), threads=threads)
+        with run_folder.open_run(base_of(out, run=run), Machine()):
+            assert told == then
+    settings = json.loads((out / "settings.json").read_text())
+    for wrong in ({}, {"threads": -1}, {"threads": "many"}):
+        files.write_json(out / "settings.json", {**settings, "run": wrong})
+        assert refused(run_folder.threads_of, out).endswith("give --threads")
 
 
 def test_leftovers_of_writers_that_were_killed_go_when_the_folder_is_held(tmp_path):
