@@ -273,7 +273,7 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--weight-decay", "-1"], ["--weight-decay"]),
         (["--unet.heads", "0"], ["--unet.heads"]),
         (["--vae.res-blocks", "0"], ["--vae.res-blocks"]),
-        (["--text.length", "0"], ["--text.length"]),
+        (["--text.length", "-1"], ["--text.length"]),
         (["--unet.attention", "True"], ["--unet.attention"]),
         (["--preset", "tiny", "--device", "abacus"], ["--device", "abacus"]),
         (["--preset", "tiny", "--out", "train_base.py"], ["train_base.py", "is no folder"]),

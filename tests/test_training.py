@@ -839,8 +839,8 @@ def test_a_number_out_of_range_is_told_by_the_name_of_its_flag():
 
 def test_a_resolution_is_a_multiple_of_all_downsampling():
     """Twice in the autoencoder of two widths, and before every U-Net level but the first."""
-    sizes = {"vae": VAESizes(widths=(8, 16)), "unet": UNetSizes(widths=(16, 32, 32))}
-    sizes["unet"] = replace(sizes["unet"], attention=(False, False, True))
+    unet = UNetSizes(widths=(16, 32, 32), attention=(False, False, True))
+    sizes = {"vae": VAESizes(widths=(8, 16)), "unet": unet}
     for resolution in (32, 40, 72):
         BaseSettings(data=DataSettings(resolution=resolution), **sizes)
     for resolution in (33, 36, 44, 48 + 2):
@@ -890,7 +890,7 @@ def test_captions_are_as_long_as_the_longest_of_the_training_unless_a_length_is_
         ldm = build_base(replace(tiny, text=replace(tiny.text, length=given)), data)
         assert ldm.tokenizer.length == ldm.text.config.length == length
         assert ldm.context(["a coat"]).shape[1] == length
-    with pytest.raises(ValueError, match="^length -1: must be "):
+    with pytest.raises(ValueError, match=r"^length -1: must be "):
         TextSizes(length=-1)
 
 
