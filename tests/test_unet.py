@@ -318,13 +318,13 @@ def test_the_autoencoder_halves_the_image_between_its_levels(levels, f):
 
 def test_the_sizes_by_default_fit_together():
     vae, text, unet, control = VAEConfig(), TextConfig(), UNetConfig(), ControlNetConfig()
-    assert unet.channels == vae.latent_channels == 4 and unet.context_width == text.width == 128
+    assert unet.channels == vae.latent_channels == 4 and unet.context_width == text.width == 64
     assert control.hint_channels == vae.image_channels == 1
     assert len(control.hint_widths) == len(vae.widths) == 3  # both divide the image by 4
 
 
 def test_the_published_numbers_are_of_these_sizes():
     assert astuple(VAEConfig()) == (1, 4, (16, 32, 64), 1)
-    assert astuple(TextConfig()) == (0, 16, 128, 2, 4)
-    assert astuple(UNetConfig()) == (4, (64, 128, 128), 1, (False, True, True), 4, 128)
+    assert astuple(TextConfig()) == (0, 16, 64, 2, 4)
+    assert astuple(UNetConfig()) == (4, (64, 64), 1, (False, True), 4, 64)
     assert astuple(ControlNetConfig()) == (1, (16, 32, 96))
