@@ -790,14 +790,14 @@ def test_dictionaries_and_whatever_is_allowed_are_read_and_what_is_wrong_is_name
 
 def test_the_parts_of_a_base_fit_together_or_are_refused():
     parts = {"vae": VAEConfig(), "text": TextConfig(), "unet": UNetConfig(), "schedule": Schedule()}
-    for resolution in (16, 32, 4096):  # 4 in the autoencoder, 4 in the U-Net
+    for resolution in (8, 24, 32, 4096):  # 4 in the autoencoder, 2 in the U-Net
         assert BaseConfig(1, **parts, resolution=resolution).resolution == resolution
     fit = "sizes of autoencoder, text encoder and U-Net that do not fit together"
     for change, said in (
-        ({"resolution": 40}, fit),
-        ({"resolution": 24}, fit),
+        ({"resolution": 36}, fit),
+        ({"resolution": 28}, fit),
         ({"unet": UNetConfig(channels=3)}, fit),
-        ({"unet": UNetConfig(context_width=64)}, fit),
+        ({"unet": UNetConfig(context_width=32)}, fit),
         ({"resolution": 0}, "resolution 0: must be between 1 and 4096"),
         ({"resolution": 4112}, "resolution 4112: must be between 1 and 4096"),
     ):
