@@ -176,7 +176,10 @@ def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):
     assert {"psnr", "ce"} <= results["vae"].keys()
     assert {"acc_class", "acc_colour"} <= results["classifier"].keys()
     assert {"fd", "fd_floor", "acc_class", "acc_colour"} <= results["base"].keys()
-    assert list(results["control"]) == ["none", "insufficient", "perfect", "conflicting", "changed"]
+    names = ["none", "insufficient", "perfect", "conflicting", "changed", "perfect, prompted"]
+    assert list(results["control"]) == names
+    rules = [row["passes"] for row in results["control"].values()]
+    assert rules == [*["both"] * 5, "prompted"]
     for row in results["control"].values():
         assert {"ef0", "ch", "ce", "gain", "fd", "acc_t", "acc_e", "acc_colour"} <= row.keys()
     assert results["n"] == 12 and results["seed"] == 0

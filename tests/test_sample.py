@@ -460,9 +460,13 @@ def test_the_control_is_measured_under_each_prompt_setting(runs, measured, panel
     control = Control(controlnet_of(runs), panel.hints)
     ceiling, _ = panel.edge_scores(reconstruct(ldm.vae, panel.data.images))
     settings, without = prompt_settings(panel.data, 5), {}
-    assert list(measured["control"]) == list(settings)
-    for name, (prompts, asked) in settings.items():
-        row, found = measured["control"][name], panel.measured(sampled(prompts, controls=[control]))
+    runs = {name: (*setting, "prompted") for name, setting in settings.items()}
+    runs["perfect, both"] = (*settings["perfect"], "both")
+    assert list(measured["control"]) == list(runs)
+    for name, (prompts, asked, passes) in runs.items():
+        x = sampled(prompts, controls=[control], control_passes=passes)
+        row, found = measured["control"][name], panel.measured(x)
+        assert row["passes"] == passes
         without = without or found.seen
         assert row["ef0"] == found.ef0.mean().item() and row["ch"] == found.ch.mean().item()
         assert row["ce"] == ceiling.mean().item()
@@ -530,7 +534,7 @@ def test_settings_stay_as_they_were_checked(kind):
 
 def test_what_evaluate_takes_by_default():
     s = EvaluateSettings()
-    assert (s.n, s.guidance, s.steps, s.control_passes, s.seed) == (500, 2.0, 15, "both", 0)
+    assert (s.n, s.guidance, s.steps, s.control_passes, s.seed) == (500, 2.0, 10, "both", 0)
     assert (s.control, s.transfer, s.json, s.compare, s.precision) == (
         None,
         False,

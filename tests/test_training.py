@@ -964,14 +964,14 @@ def test_auto_is_a_gpu_if_there_is_one(monkeypatch):
     assert pick_device("auto") == torch.device("cuda") and tried == [torch.device("cuda")]
 
 
-def test_bf16_is_picked_where_it_is_native_and_where_it_is_wanted(monkeypatch):
+def test_bf16_is_picked_on_a_cpu_where_it_is_native_and_where_it_is_wanted(monkeypatch):
     cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
     for native in (False, True):
         auto = torch.bfloat16 if native else torch.float32
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda x=native: x, False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda x=native: x)
-        assert [pick_precision("auto", x) for x in (cpu, cuda)] == [auto, auto]
-        assert pick_precision("auto", mps) == torch.float32
+        assert pick_precision("auto", cpu) == auto
+        assert [pick_precision("auto", x) for x in (cuda, mps)] == [torch.float32] * 2
         assert {pick_precision("bf16", x) for x in (cpu, cuda, mps)} == {torch.bfloat16}
         assert {pick_precision("fp32", x) for x in (cpu, cuda, mps)} == {torch.float32}
 
