@@ -250,6 +250,23 @@ def test_the_loss_is_the_mean_square_of_what_is_missing_from_the_noise():
     torch.testing.assert_close(loss, eps.pow(2).mean())
 
 
+def test_the_loss_is_drawn_and_computed_where_the_latents_are():
+    """So that a CUDA graph can hold it; the tables of the schedule go there once."""
+    schedule, seen = Schedule(), []
+
+    def eps_fn(z_t, t):
+        seen.append((z_t.device, t.device))
+        return z_t
+
+    meta, cpu = torch.device("meta"), torch.device("cpu")
+    for density in DENSITIES:
+        assert diffusion_loss(schedule, eps_fn, noise(2).to(meta), density).device == meta
+    assert seen == [(meta, meta)] * len(DENSITIES)
+    assert {*schedule.tables} == {cpu, meta}
+    assert all(table.device == device for device, table in schedule.tables.items())
+    assert schedule.tables[cpu] is schedule.alphas_cumprod
+
+
 def test_the_loss_draws_its_timesteps_as_told():
     torch.manual_seed(0)
     seen = {}

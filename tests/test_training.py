@@ -55,7 +55,7 @@ from tinyldm.training.settings import (
     UNetSizes,
     VAESizes,
 )
-from tinyldm.training.step import gradient, set_lr, take_step
+from tinyldm.training.step import Step, gradient, set_lr, take_step
 
 
 class Regression(nn.Module):
@@ -592,6 +592,23 @@ def test_gradients_are_clipped_to_their_norm_and_used_once():
     assert torch.equal(w.grad, torch.ones(2))
 
 
+@pytest.mark.parametrize(("log_every", "found"), [(10, 20), (50, 30)])
+def test_what_a_graph_cannot_check_is_seen_before_the_next_report_and_checkpoint(
+    tmp_path, monkeypatch, log_every, found
+):
+    """Not finite since step 13; with a report every 10 or 50 steps, and a checkpoint every 30."""
+    step = Step.__call__
+
+    def unchecked(self, indices, lr, check):
+        return step(self, indices, lr, lambda *_: None)
+
+    monkeypatch.setattr(Step, "__call__", unchecked)
+    saved = Checkpoints(tmp_path, every=30)
+    with pytest.raises(UserError, match=rf"^line: loss is nan, .* in step {found}, "):
+        train(Regression(13), saved, settings=replace(SETTINGS, log_every=log_every))
+    assert saved.numbers() == [] and len(losses_of(tmp_path)) == (log_every == 10)
+
+
 def test_what_is_frozen_is_not_trained(tmp_path):
     stage = nn.Linear(1, 1)
     stage.bias.requires_grad_(False)
@@ -1041,6 +1058,17 @@ def test_batches_go_to_the_device_whole(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moves.append(device) or self)
     assert Machine(torch.device("cuda")).load((x, "a caption")) == (x, "a caption")
     assert moves == [torch.device("cuda")]
+
+
+def test_whole_steps_are_graphs_on_a_gpu_unless_the_networks_are_compiled(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert Machine(cuda).graphs and not Machine(cpu).graphs
+    assert not Machine(cuda, compile=True).graphs and not Machine(cuda, capture=False).graphs
+    rate = Machine(cpu).number(0.5)
+    assert isinstance(rate, float) and rate == 0.5
+    monkeypatch.setattr(Machine, "graphs", True)
+    rate = Machine(cpu).number(0.5)
+    assert torch.equal(rate, torch.tensor(0.5)) and rate.device == cpu
 
 
 def test_networks_are_placed_in_channels_last():
