@@ -465,7 +465,7 @@ def test_folders_that_do_not_fit_are_clear_errors(runs, tmp_path):
     with pytest.raises(UserError, match=r"do not fit.*weight"):
         import_vae(
             wrong_copy(
-                runs / "exported" / "vae", tmp_path / "c", {"block_out_channels": [16, 32, 96]}
+                runs / "exported" / "vae", tmp_path / "c", {"block_out_channels": [8, 16, 96]}
             )
         )
 
