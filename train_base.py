@@ -28,12 +28,11 @@ from tinyldm.vae import vae_loss
 def main(settings: BaseSettings) -> None:
     """Train the model into the run folder `settings.out`."""
     run = settings.run
-    with process(run.device, run.precision, run.compile, run.threads) as machine:
+    with process(run.device, run.precision, run.threads) as machine:
         check_out(settings, machine)
         data, validation = load_data(settings.data, "train", "validation")
         ldm = build_base(settings, data)
         machine.place(ldm)
-        machine.compiled(ldm.vae.encoder, ldm.vae.decoder, ldm.unet)
         with open_run(settings, machine) as checkpoints:
             out = checkpoints.folder
             minimise = partial(fit, checkpoints=checkpoints, seed=run.seed, machine=machine)

@@ -32,7 +32,7 @@ from tinyldm.training.settings import ControlSettings
 def main(settings: ControlSettings) -> None:
     """Train a ControlNet for the base `settings.base` into the run folder `settings.out`."""
     run, base = settings.run, settings.base
-    with process(run.device, run.precision, run.compile, run.threads) as machine:
+    with process(run.device, run.precision, run.threads) as machine:
         check_out(settings, machine)
         base_sha256 = base_checksum(base)
         ldm, (data, validation) = load_run(base, "train", "validation")
@@ -41,7 +41,6 @@ def main(settings: ControlSettings) -> None:
         torch.manual_seed(run.seed)
         controlnet = ControlNet(ldm.unet, config)
         machine.place(ldm, controlnet)
-        machine.compiled(ldm.unet, controlnet)
         with open_run(settings, machine) as checkpoints:
             out = checkpoints.folder
             condition = CONDITIONS[settings.condition]

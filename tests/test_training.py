@@ -232,16 +232,6 @@ def test_a_signal_ends_a_command_at_once_but_for_what_is_held():
     assert done == ["held"]
 
 
-def test_a_signal_while_the_first_step_compiles_stops_at_once(tmp_path):
-    """Nothing is lost by it, and compiling takes minutes."""
-    stage, step = Signalled(), 22
-    stage.steps = step
-    with pytest.raises(Stopped), process("cpu") as machine:
-        train(stage, tmp_path, machine=replace(machine, compile=True))
-    assert stage.steps == step  # the step was not finished
-    assert Checkpoints(tmp_path).numbers() == []
-
-
 def test_a_second_signal_ends_the_process_at_once():
     code = """
 import os, signal
@@ -887,7 +877,7 @@ def test_the_defaults_are_those_of_the_papers_and_fit_together():
         base.run
         == control.run
         == RunSettings(
-            **{"device": "auto", "precision": "auto", "threads": 0, "compile": False},
+            **{"device": "auto", "precision": "auto", "threads": 0},
             **{"resume": None},
             **{
                 "overwrite": False,
@@ -945,21 +935,14 @@ def test_a_libc_without_mallopt_is_left_alone(monkeypatch):
         assert machine.device == torch.device("cpu")
 
 
-def test_a_process_computes_as_it_is_told(monkeypatch):
+def test_a_process_computes_as_it_is_told():
     with process("cpu", "bf16") as machine:
-        assert machine.dtype == torch.bfloat16 and not machine.compile
+        assert machine.dtype == torch.bfloat16
         with machine.autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with process("cpu", "fp32") as machine, machine.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    assert not Machine().stop.held and not Machine().compile
-    which = {"g++": "/usr/bin/g++"}
-    monkeypatch.setattr(machine_file.shutil, "which", lambda name: which.get(name))
-    with process("cpu", compile=True) as machine:
-        assert machine.compile
-    which.clear()
-    with pytest.raises(UserError, match=r"^--compile: there is no C\+\+ compiler"):
-        process("cpu", compile=True).__enter__()
+    assert not Machine().stop.held
 
 
 def test_a_gpu_multiplies_in_tf32_and_a_cpu_as_before(monkeypatch):
@@ -1038,18 +1021,6 @@ def test_idle_cores_are_those_of_what_linux_counted_in_the_meantime(tmp_path, mo
     assert idle_cores() == 2
 
 
-def test_networks_are_compiled_if_asked_as_graphs_on_a_gpu(monkeypatch):
-    calls = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append((self, how)))
-    one, two = nn.Linear(1, 1), nn.Linear(1, 1)
-    Machine().compiled(one, two)
-    assert calls == []
-    Machine(compile=True).compiled(one, two)
-    Machine(torch.device("cuda"), compile=True).compiled(one)
-    plain, graph = ({"dynamic": False, "mode": m} for m in ("default", "reduce-overhead"))
-    assert calls == [(one, plain), (two, plain), (one, graph)]
-
-
 def test_batches_go_to_the_device_whole(monkeypatch):
     x = torch.ones(2)
     assert Machine().load((x, ["a caption"]))[1] == ["a caption"]
@@ -1060,10 +1031,10 @@ def test_batches_go_to_the_device_whole(monkeypatch):
     assert moves == [torch.device("cuda")]
 
 
-def test_whole_steps_are_graphs_on_a_gpu_unless_the_networks_are_compiled(monkeypatch):
+def test_whole_steps_are_graphs_on_a_gpu_unless_they_may_not_be(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert Machine(cuda).graphs and not Machine(cpu).graphs
-    assert not Machine(cuda, compile=True).graphs and not Machine(cuda, capture=False).graphs
+    assert not Machine(cuda, capture=False).graphs
     rate = Machine(cpu).number(0.5)
     assert isinstance(rate, float) and rate == 0.5
     monkeypatch.setattr(Machine, "graphs", True)
@@ -1077,13 +1048,13 @@ def test_networks_are_placed_in_channels_last():
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_signal_is_noted_with_its_number_and_only_held_if_wanted():
+def test_a_signal_is_noted_with_its_number_and_held_only_where_asked():
     with process("cpu") as machine:
         with machine.stop.hold():
             assert machine.stop.held
         assert not machine.stop.held
         machine.stop.check("nothing came")
-        with pytest.raises(Stopped) as stopped, machine.stop.hold(False):
+        with pytest.raises(Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
         assert stopped.value.number == machine.stop.received == signal.SIGINT
         assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == [
@@ -1225,14 +1196,13 @@ class Script:
 
     def __init__(self, monkeypatch, script):
         self.fits, self.losses, self.dropped, self.shares = [], [], ["dropped"], []
-        self.placed, self.compiled = [], []
+        self.placed: list = []
         monkeypatch.setattr(script, "fit", self.fit)
         monkeypatch.setattr(script, "drop_captions", self.drop)
         monkeypatch.setattr(
             LatentDiffusion, "loss", lambda ldm, *args, **more: self.lose(args, more)
         )
         monkeypatch.setattr(Machine, "place", lambda machine, *x: self.placed.append(x))
-        monkeypatch.setattr(Machine, "compiled", lambda machine, *x: self.compiled.append(x))
 
     def fit(self, loss_fn, networks, data, settings, **more):
         trained = [any(p.requires_grad for p in network.parameters()) for network in networks]
@@ -1308,7 +1278,6 @@ def test_train_base_passes_every_setting_on(tmp_path, monkeypatch, capsys):
         previews.preview_samples,
     ]
     assert script.placed == [(ldm,)]
-    assert script.compiled == [(ldm.vae.encoder, ldm.vae.decoder, ldm.unet)]
     said = capsys.readouterr().out
     assert said == f"{out}: done. Next:\n    python train_control.py --base {out}\n"
 
@@ -1323,7 +1292,6 @@ def test_train_control_passes_every_setting_on(tmp_path, base, monkeypatch, caps
     data, validation = run_folder.load_data(BASE_PRESETS["tiny"].data, "train", "validation")
     (part,) = script.fits
     ((ldm, controlnet),) = script.placed
-    assert script.compiled == [(ldm.unet, controlnet)]
     assert part["networks"] == [controlnet] and controlnet.config.hint_widths == (4, 12)
     assert part["settings"] == VAE_FIT and part["name"] == "control" and part["seed"] == 5
     assert (part["checkpoints"].folder, part["checkpoints"].every) == (out, 7)

@@ -57,8 +57,6 @@ class BenchmarkSettings:
     """Of the part recipe: a folder to keep them in, with their evaluations."""
     repeats: int = REPEATS
     """Rounds; in each every candidate runs once, so that a noisy neighbour hits all alike."""
-    compile: bool = False
-    """Also time both sides under torch.compile with bf16; minutes of compiling each."""
     json: Path | None = None
     """Also write the numbers to this file; parts in it that are not measured now stay."""
     device: str = "auto"
@@ -115,10 +113,8 @@ class Benchmark:
             amounts = [("images_per_second", images), ("gflop_per_second", gflop)]
             if self.roof:
                 amounts.append(("share_of_fp32_peak", gflop / self.roof))
-            names = candidates(part, self.settings.compile)
+            names = candidates(part)
             against = [("times_as_fast", names[0])]
-            if self.settings.compile:
-                against.append(("times_as_fast_as_diffusers_compiled", "diffusers bf16, compiled"))
             steps = {name: Candidate(self.sizes, part, name) for name in names}
             rows = measure(part, steps, self.repeats, 2, amounts, against)
             for name, row in rows.items():
@@ -230,7 +226,7 @@ def main(settings: BenchmarkSettings) -> None:
     results = files.read_json(path, "delete it") if path and path.exists() else {}
     if results.get("preset") != settings.preset:
         results = {}
-    with process(settings.device, "fp32", settings.compile) as machine:
+    with process(settings.device, "fp32") as machine:
         about = describe(machine.device)
         print("machine:", about)
         results |= {"machine": about, "preset": settings.preset, "repeats": settings.repeats}

@@ -43,7 +43,7 @@ def peak_mib() -> float:
 def serve(connection: Connection, sizes: Sizes, part: str, name: str) -> None:
     """In a process of its own: send the seconds of a step for each True received; at False, its MiB."""
     small = replace(Sizes.of("tiny", sizes.device), batch=1, vae_batch=1)
-    CANDIDATES[name.removesuffix(", compiled")](small, part)()  # imports are not its memory
+    CANDIDATES[name](small, part)()  # imports are not its memory
     before = peak_mib()
     ours = name.startswith("tinyldm")  # as our commands run; diffusers' scripts configure nothing
     with suppress(KeyboardInterrupt), process(sizes.device) if ours else nullcontext():

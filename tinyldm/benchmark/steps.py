@@ -82,7 +82,6 @@ def controlled(sizes: Sizes, machine: Machine, controls: int) -> tuple[list[Any]
     config = ControlNetConfig(hint_widths=sizes.hint_widths)
     controlnets = [ControlNet(unet, config) for _ in range(controls)]
     machine.place(unet, *controlnets)
-    machine.compiled(unet, *controlnets)
     eps_fn = bind(unet, context, [Control(controlnet, hint) for controlnet in controlnets])
     return [unet, *controlnets], eps_fn, z
 
@@ -92,7 +91,6 @@ def our_loss(sizes: Sizes, machine: Machine, part: str) -> Trained:
     if part == VAE_PART:
         vae = VAE(sizes.vae)
         machine.place(vae)
-        machine.compiled(vae.encoder, vae.decoder)
         return partial(vae_loss, vae, sizes.images(), KL_WEIGHT), [vae]
     networks, eps_fn, z_0 = controlled(sizes, machine, controls=0 if part == UNET else 1)
     unet = networks[0].requires_grad_(part == UNET)
@@ -132,7 +130,6 @@ def their_loss(sizes: Sizes, machine: Machine, part: str) -> Trained:
     """Of one of PARTS."""
     if part == VAE_PART:
         vae = theirs(vae_entries(sizes.vae)).to(machine.device)
-        machine.compiled(vae.encoder, vae.decoder)
         return partial(their_vae_loss, vae, sizes.images()), [vae]
     scheduler = theirs(scheduler_entries(Schedule()))
     unet, (z_0, context, hint) = theirs(unet_entries(sizes.unet)).to(machine.device), sizes.inputs()
@@ -141,7 +138,6 @@ def their_loss(sizes: Sizes, machine: Machine, part: str) -> Trained:
         unet.requires_grad_(False)
         entries = controlnet_entries(sizes.unet, ControlNetConfig(hint_widths=sizes.hint_widths))
         networks.append(theirs(entries).to(machine.device))
-    machine.compiled(*networks)
 
     def loss() -> Tensor:
         eps, t = torch.randn_like(z_0), torch.randint(0, 1000, (len(z_0),), device=z_0.device)
@@ -165,11 +161,9 @@ class Step:
     presets do; without, the optimizer is AdamW.
     """
 
-    def __init__(
-        self, ours: bool, sizes: Sizes, part: str, *, bf16=False, compile=False, as_fit=False
-    ):
+    def __init__(self, ours: bool, sizes: Sizes, part: str, *, bf16=False, as_fit=False):
         dtype = torch.bfloat16 if bf16 else torch.float32
-        self.machine = Machine(torch.device(sizes.device), dtype, compile)
+        self.machine = Machine(torch.device(sizes.device), dtype)
         self.loss, networks = (our_loss if ours else their_loss)(sizes, self.machine, part)
         trained = [p for network in networks for p in network.parameters() if p.requires_grad]
         settings = FitSettings(optimizer="muon" if as_fit else "adamw", lr=LR)
@@ -196,12 +190,9 @@ CANDIDATES: dict[str, Callable[..., Step]] = {
     "diffusers bf16": partial(their_step, bf16=True),
     "tinyldm bf16": partial(our_step, bf16=True),
     "tinyldm as fit runs it: bf16, Muon, EMA": partial(our_step, **FIT),
-    "diffusers bf16, compiled": partial(their_step, bf16=True, compile=True),
-    "tinyldm bf16, compiled": partial(our_step, bf16=True, compile=True),
 }
 
 
-def candidates(part: str, compile: bool) -> list[str]:
-    """Names of the steps of one of PARTS, or of UNLOCKED, which is only ours; compiled ones if asked."""
-    names = [name for name in CANDIDATES if compile or "compiled" not in name]
-    return [name for name in names if part in PARTS or "tinyldm" in name]
+def candidates(part: str) -> list[str]:
+    """Names of the steps of one of PARTS, or of UNLOCKED, which is only ours."""
+    return [name for name in CANDIDATES if part in PARTS or "tinyldm" in name]

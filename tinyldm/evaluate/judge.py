@@ -123,7 +123,7 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
     columns = Columns(data.images, torch.stack(list(data.labels.values()), dim=1))
     with (
         tempfile.TemporaryDirectory() as folder,
-        process(run.device, run.precision, run.compile, run.threads) as machine,
+        process(run.device, run.precision, run.threads) as machine,
     ):
         machine.place(classifier)
         fit(

@@ -20,8 +20,7 @@ def encode_all(vae: VAE, images: Tensor) -> Tensor:
     device = vae.scale.device
     parts = images.split(250)
     batches = progress(parts, desc="encode", unit_scale=250, unit="image", leave=False)
-    with torch.compiler.set_stance("force_eager"):
-        return torch.cat([vae.encode(to_float(batch).to(device)).cpu() for batch in batches])
+    return torch.cat([vae.encode(to_float(batch).to(device)).cpu() for batch in batches])
 
 
 def cached_latents(base: Path, ldm: LatentDiffusion, images: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def fit(
     bar = progress(range(start, steps), initial=start, total=steps, desc=name, unit="step")
     for step in bar:
         done, lr = step + 1, settings.lr * lr_factor(step, steps, settings.warmup)
-        with machine.stop.hold(step > start or not machine.compile):
+        with machine.stop.hold():
             seed_step(seed, step)
             indices = batch_indices(len(data), settings.batch_size, seed, step)
             loss, norm = take(indices, lr, partial(log.check, step=done, lr=lr))
@@ -91,7 +91,7 @@ def fit(
             log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
             if done == steps or done % settings.preview_every == 0:
-                with ema.applied(), torch.compiler.set_stance("force_eager"):
+                with ema.applied():
                     look(log, done, loss_fn, machine.load(validation), preview)
             if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
                 log.check(log.losses[: log.pending].sum(), norm, done, lr)

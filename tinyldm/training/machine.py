@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shutil
 import signal
 import sys
 import time
@@ -43,9 +42,9 @@ class StopSignal:
             os.write(2, b"\nstopping: this step is saved first; a second signal stops at once\n")
 
     @contextmanager
-    def hold(self, wanted: bool = True) -> Iterator[None]:
-        """Inside, if `wanted`, a signal waits: what is done here is done as a whole."""
-        self.held = wanted
+    def hold(self) -> Iterator[None]:
+        """Inside, a signal waits: what is done here is done as a whole."""
+        self.held = True
         try:
             yield
         finally:
@@ -63,7 +62,6 @@ class Machine:
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32  # of autocast
-    compile: bool = False
     capture: bool = True  # whole training steps as CUDA graphs, on CUDA
     stop: StopSignal = field(default_factory=StopSignal)
 
@@ -76,19 +74,10 @@ class Machine:
         for network in networks:
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def compiled(self, *networks: nn.Module) -> None:
-        """torch.compile the forward of networks in place, if asked; names and weights stay as they are.
-
-        On CUDA each becomes a CUDA graph: such small networks spend most of a step on launching kernels.
-        """
-        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-        for network in networks if self.compile else ():
-            network.compile(dynamic=False, mode=mode)
-
     @property
     def graphs(self) -> bool:
         """Are whole training steps captured as CUDA graphs?"""
-        return self.device.type == "cuda" and self.capture and not self.compile
+        return self.device.type == "cuda" and self.capture
 
     def number(self, value: float) -> float | Tensor:
         """The number, as a tensor () on the device where a captured graph is to read it."""
@@ -162,14 +151,10 @@ def pick_threads(wanted: int) -> int:
 
 
 @contextmanager
-def process(
-    device: str = "auto", precision: str = "auto", compile: bool = False, threads: int = 0
-) -> Iterator[Machine]:
+def process(device: str = "auto", precision: str = "auto", threads: int = 0) -> Iterator[Machine]:
     """Configure this process, and yield what it computes on. Raises UserError for what is not here."""
-    if compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise UserError("--compile: there is no C++ compiler; install one, or give --no-compile")
     picked = pick_device(device)
-    machine = Machine(picked, pick_precision(precision, picked), compile)
+    machine = Machine(picked, pick_precision(precision, picked))
     keep_freed_memory()
     if picked.type == "cpu":
         torch.set_num_threads(pick_threads(threads))

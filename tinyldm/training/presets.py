@@ -37,7 +37,7 @@ BASE_PRESETS = {
     "gpu": BaseSettings(
         preset="gpu",
         data=DataSettings(resolution=64),
-        run=RunSettings(precision="bf16", compile=True),
+        run=RunSettings(precision="bf16"),
         vae=VAESizes(widths=(64, 128, 256)),
         text=TextSizes(width=256, layers=4, heads=8),
         unet=UNetSizes(
@@ -65,7 +65,7 @@ CONTROL_PRESETS = {
     "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
     "gpu": ControlSettings(
         preset="gpu",
-        run=RunSettings(precision="bf16", compile=True),
+        run=RunSettings(precision="bf16"),
         fit=muon(steps=4000, batch_size=128, lr=4e-3, ema=0.998, preview_every=500),
     ),
 }

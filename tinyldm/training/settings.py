@@ -103,8 +103,6 @@ class MachineSettings:
     multiplies it natively. On CUDA fp32 has TF32 matrix products."""
     threads: int = 0
     """Threads on the CPU; 0 is as many as there are cores that nothing else keeps busy at the start."""
-    compile: bool = False
-    """torch.compile the networks: minutes at the start, then faster steps; needs a C++ compiler."""
     seed: int = 0
     """Data order, noise and initial weights are functions of it."""
 
