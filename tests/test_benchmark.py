@@ -141,7 +141,7 @@ def test_the_recipe_is_both_trainings_and_their_evaluation_for_each_seed(
 
 
 def test_a_recipe_whose_command_fails_or_is_not_there_says_so(monkeypatch):
-    with pytest.raises(UserError, match="recipe: .*train_base.py --device cpu .* failed"):
+    with pytest.raises(UserError, match=r"recipe: .*train_base\.py --device cpu .* failed"):
         recipe(monkeypatch, 1, code=2)
     monkeypatch.setattr(benchmark, "SCRIPTS", Path("nowhere"))
     with pytest.raises(UserError, match="run it in a clone"):
