@@ -36,17 +36,18 @@ class Schedule:
         betas = torch.linspace(self.beta_1**0.5, self.beta_T**0.5, self.T, dtype=torch.float64) ** 2
         alphas = torch.cat([torch.ones(1, dtype=torch.float64), 1 - betas])
         self.alphas_cumprod = alphas.cumprod(0)  # (T + 1,), float64, on the CPU
-        self.tables = {self.alphas_cumprod.device: self.alphas_cumprod}  # the same on each device
+        self.tables: dict[torch.device, Tensor] = {}  # alpha and sigma (2, T + 1), float32, on each
 
     def alpha_sigma(self, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, float32: scalars on the CPU for an int; for t (b,) (b, 1, 1, 1), where t is."""
-        if isinstance(t, int):
-            a = self.alphas_cumprod[t]
-        else:
-            if t.device not in self.tables:
-                self.tables[t.device] = self.alphas_cumprod.to(t.device)
-            a = rearrange(self.tables[t.device][t], "b -> b 1 1 1")
-        return a.sqrt().float(), (1 - a).sqrt().float()
+        device = t.device if isinstance(t, Tensor) else torch.device("cpu")
+        if device not in self.tables:
+            a = self.alphas_cumprod
+            self.tables[device] = torch.stack([a.sqrt(), (1 - a).sqrt()]).float().to(device)
+        alpha, sigma = self.tables[device][:, t]
+        if isinstance(t, Tensor):
+            return rearrange(alpha, "b -> b 1 1 1"), rearrange(sigma, "b -> b 1 1 1")
+        return alpha, sigma
 
     def q_sample(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """z_t ~ q(z_t | z_0) for z_0 and eps (b, c, h, w) and t (b,) in 1..T [DDPM, eq. 4]."""

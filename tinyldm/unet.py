@@ -18,7 +18,7 @@ class UNetConfig:
     """Sizes of the U-Net. SD 1.5: widths 320, 640, 1280, 1280, res_blocks 2, attention but at the coarsest."""
 
     channels: int = 4  # c, of the latent
-    widths: tuple[int, ...] = (64, 64)  # one per resolution, from fine to coarse
+    widths: tuple[int, ...] = (48, 64)  # one per resolution, from fine to coarse
     res_blocks: int = 1  # a level in the encoder, one more in the decoder
     attention: tuple[bool, ...] = (False, True)  # transformers at this level?
     heads: int = 4

@@ -50,8 +50,9 @@ class Tokens:
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Tokens (b, l) of one caption per index (b,), drawn by torch's global generator."""
-        draws = torch.rand(len(indices), device=indices.device).double() * self.counts[indices]
-        return self.table[self.choices[indices, draws.long()]]
+        counts = self.counts[indices]
+        draws = (torch.rand(len(indices), device=indices.device) * counts).long()
+        return self.table[self.choices[indices, draws.clamp(max=counts - 1)]]
 
     def to(self, device: torch.device) -> "Tokens":
         return Tokens(*(x.to(device) for x in (self.table, self.choices, self.counts)))

@@ -21,8 +21,8 @@ tiny = FitSettings(steps=6, batch_size=8, warmup=2, log_every=2, preview_every=6
 BASE_PRESETS = {
     "cpu": BaseSettings(
         preset="cpu",
-        vae_fit=muon(steps=1700, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=850),
-        fit=muon(steps=850, batch_size=64, lr=4e-3, ema=0.995, preview_every=425),
+        vae_fit=muon(steps=1900, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=950),
+        fit=muon(steps=1100, batch_size=64, lr=4e-3, ema=0.995, preview_every=550),
         kl_weight=3e-5,
     ),
     "tiny": BaseSettings(
@@ -47,16 +47,16 @@ BASE_PRESETS = {
             heads=8,
             context_width=256,
         ),
-        vae_fit=muon(steps=5000, batch_size=128, lr=4e-3, ema=0.999, preview_every=500),
-        fit=muon(steps=10_000, batch_size=256, lr=2e-3, ema=0.999, preview_every=1000),
+        vae_fit=muon(steps=5000, batch_size=128, lr=4e-3, ema=0.999, preview_every=500, warmup=100),
+        fit=muon(steps=10_000, batch_size=256, lr=2e-3, ema=0.999, preview_every=1000, warmup=100),
         kl_weight=1e-5,
     ),
 }
 BASE_PRESETS["long"] = replace(
     BASE_PRESETS["cpu"],
     preset="long",
-    vae_fit=muon(steps=5100, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1700),
-    fit=muon(steps=2550, batch_size=64, lr=4e-3, ema=0.998, preview_every=850),
+    vae_fit=muon(steps=5700, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1900),
+    fit=muon(steps=3300, batch_size=64, lr=4e-3, ema=0.998, preview_every=1100),
 )
 CONTROL_PRESETS = {
     "cpu": ControlSettings(
@@ -66,7 +66,7 @@ CONTROL_PRESETS = {
     "gpu": ControlSettings(
         preset="gpu",
         run=RunSettings(precision="bf16"),
-        fit=muon(steps=4000, batch_size=128, lr=4e-3, ema=0.998, preview_every=500),
+        fit=muon(steps=4000, batch_size=128, lr=4e-3, ema=0.998, preview_every=500, warmup=100),
     ),
 }
 CONTROL_PRESETS["long"] = replace(
