@@ -262,9 +262,15 @@ def test_the_loss_is_drawn_and_computed_where_the_latents_are():
     for density in DENSITIES:
         assert diffusion_loss(schedule, eps_fn, noise(2).to(meta), density).device == meta
     assert seen == [(meta, meta)] * len(DENSITIES)
+    assert {*schedule.tables} == {meta} and schedule.tables[meta].device == meta
+    for t in (0, 7, 1000):  # computed in float64, rounded once
+        a = schedule.alphas_cumprod[t]
+        expected = a.sqrt().float(), (1 - a).sqrt().float()
+        for numbers in (schedule.alpha_sigma(t), schedule.alpha_sigma(torch.tensor([t, 1]))):
+            assert all(
+                torch.equal(x.flatten()[0], y) for x, y in zip(numbers, expected, strict=True)
+            )
     assert {*schedule.tables} == {cpu, meta}
-    assert all(table.device == device for device, table in schedule.tables.items())
-    assert schedule.tables[cpu] is schedule.alphas_cumprod
 
 
 def test_the_loss_draws_its_timesteps_as_told():

@@ -1,5 +1,6 @@
 """`fit`: data order, schedules, the average of the weights, and that a run is a function of its seed."""
 
+import copy
 import hashlib
 import json
 import math
@@ -8,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import FrozenInstanceError, asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -38,12 +41,14 @@ from tinyldm.training.fit import batch_indices, fit, lr_factor, seed_step
 from tinyldm.training.machine import (
     Machine,
     idle_cores,
+    keep_threads,
     pick_device,
     pick_precision,
     pick_threads,
     process,
 )
 from tinyldm.training.networks import base_checksum, build_base, seal_run
+from tinyldm.training.optimizer import build_optimizer
 from tinyldm.training.presets import BASE_PRESETS
 from tinyldm.training.settings import (
     BaseSettings,
@@ -55,7 +60,7 @@ from tinyldm.training.settings import (
     UNetSizes,
     VAESizes,
 )
-from tinyldm.training.step import Step, gradient, set_lr, take_step
+from tinyldm.training.step import WARM_UP, Step, gradient, set_lr, take_step
 
 
 class Regression(nn.Module):
@@ -582,6 +587,77 @@ def test_gradients_are_clipped_to_their_norm_and_used_once():
     assert torch.equal(w.grad, torch.ones(2))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_few_steps_are_taken_one_is_captured_and_the_rest_are_replayed(monkeypatch, optimizer):
+    """On a CPU, with stand-ins for a graph: capturing computes once, and a replay computes that again."""
+
+    class Graph:
+        replays = 0
+
+        def replay(self):
+            Graph.replays += 1
+            step.compute()
+
+    @contextmanager
+    def capturing(graph):
+        kept = copy.deepcopy(network.state_dict()), copy.deepcopy(step.optimizer.state_dict())
+        yield  # records, and so changes nothing
+        network.load_state_dict(kept[0])
+        step.optimizer.load_state_dict(kept[1])
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {"CUDAGraph": Graph, "graph": capturing, "Stream": lambda: stream}
+    for name, fake in {**fakes, "current_stream": lambda: stream, "stream": nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    settings, weights = FitSettings(batch_size=4, optimizer=optimizer, lr=0.1), []
+    data = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
+    for graphs in (False, True):
+        monkeypatch.setattr(Machine, "graphs", graphs)
+        torch.manual_seed(0)
+        network, checked = nn.Linear(20, 20), []
+        rate = torch.tensor(0.1) if graphs else 0.1
+        optimizer_ = build_optimizer(settings, network.parameters(), rate)
+        step = Step(
+            lambda x: network(x).pow(2).mean(), Columns(data), optimizer_, settings, Machine()
+        )
+        for i in range(10):
+            step(torch.arange(i, i + 4) % 9, 0.1 / (i + 1), lambda *seen: checked.append(seen))
+        weights.append(network.weight.detach().clone())
+        assert len(checked) == (WARM_UP if graphs else 10)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+    assert Graph.replays == 10 - WARM_UP
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_captured_steps_are_those_that_are_taken_one_by_one(tmp_path, optimizer):
+    """Also in a second training of the process, and resumed in the middle."""
+    weights = {}
+    settings = FitSettings(
+        **{"steps": 12, "batch_size": 8, "optimizer": optimizer, "lr": 0.01, "warmup": 3}
+    )
+    for name in ("eager", "captured", "again", "resumed"):
+        with process("cuda", "fp32") as machine:
+            machine = replace(machine, capture=name != "eager")
+            torch.manual_seed(0)
+            network, folder = nn.Linear(20, 20), tmp_path / name
+            folder.mkdir()
+            machine.place(network)
+
+            def loss_fn(x, network=network):
+                return (network(x) - torch.rand(len(x), 20, device=x.device)).pow(2).mean()
+
+            data = Columns(torch.randn(30, 20, generator=torch.Generator().manual_seed(1)))
+            how = {"name": "line", "seed": 0, "machine": machine}
+            saved = Checkpoints(folder, every=6, limit=9)
+            if name == "resumed":
+                shutil.copytree(tmp_path / "captured" / "checkpoint-6", folder / "checkpoint-6")
+            fit(loss_fn, [network], data, settings, checkpoints=saved, **how)
+            weights[name] = network.weight.detach().clone()
+    for name in ("captured", "again", "resumed"):
+        torch.testing.assert_close(weights[name], weights["eager"], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("log_every", "found"), [(10, 20), (50, 30)])
 def test_what_a_graph_cannot_check_is_seen_before_the_next_report_and_checkpoint(
     tmp_path, monkeypatch, log_every, found
@@ -980,11 +1056,36 @@ def test_threads_are_as_many_as_cores_that_nothing_else_keeps_busy(monkeypatch, 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for idle, threads in ((2.0, 2), (1.3, 2), (1.0, 1), (0.2, 1)):
-        monkeypatch.setattr(machine_file, "idle_cores", lambda idle=idle: idle)
+        monkeypatch.setattr(machine_file, "idle_cores", lambda seconds=0.5, idle=idle: idle)
         assert pick_threads(0) == threads
         said = "" if threads == 2 else "note: other work is running: 1 of 2 threads\n"
         assert capsys.readouterr().err == said
         assert pick_threads(5) == 5
+
+
+def test_a_moments_work_takes_no_thread_away(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        machine_file, "idle_cores", lambda seconds=0.5: {0.5: 0.4, 1.5: 1.9}[seconds]
+    )
+    assert pick_threads(0) == 2 and capsys.readouterr().err == ""
+
+
+def test_a_run_keeps_the_threads_that_it_was_begun_with_if_there_are_so_many(monkeypatch, capsys):
+    told: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(machine_file.os, "cpu_count", lambda: 2)
+    for begun in (1, 3, 2):
+        keep_threads(begun)
+    assert (
+        told == [2] and capsys.readouterr().err == "note: 2 threads, as this run was begun with\n"
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    keep_threads(2)
+    assert told == [2]
 
 
 def test_nothing_is_measured_where_the_number_of_threads_is_given(monkeypatch):
@@ -1000,35 +1101,56 @@ def test_nothing_is_measured_where_the_number_of_threads_is_given(monkeypatch):
 def test_a_process_on_a_cpu_sets_its_threads(monkeypatch):
     told = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
+    before = torch.get_num_threads()
     with process("cpu", threads=3):
         assert told == [3]
+    assert told == [3, before]  # as they were
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
     monkeypatch.setattr(machine_file, "pick_device", torch.device)
     with process("cuda", "fp32", threads=4):
-        assert told == [3]
+        assert told == [3, before]
+
+
+def test_a_gpu_that_is_named_is_the_current_one(monkeypatch):
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(machine_file, "pick_device", torch.device)
+    for name in ("cuda", "cuda:1"):
+        with process(name, "fp32"):
+            pass
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_idle_cores_are_those_of_what_linux_counted_in_the_meantime(tmp_path, monkeypatch):
-    """user nice system idle iowait irq softirq steal, of all cores together; guests are in user already."""
+    """user nice system idle iowait irq softirq steal, of each core that this process may use; guests are in
+    user already."""
     stat = tmp_path / "stat"
-    stat.write_text("cpu  100 0 50 300 10 1 1 1 70 70\ncpu0 50 0 25 150 5 0 0 0 35 35\n")
-    after = "cpu  120 5 60 350 20 2 2 3 99 99\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
+    other = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu1 9 9 9 9 9 9 9 9 9 9\n"
+    stat.write_text(other + "cpu0 90 0 50 290 10 1 1 1 70 70\ncpu2 10 0 0 10 0 0 0 0 0 0\nintr 5\n")
+    after = "cpu0 100 5 60 320 20 2 2 3 99 99\ncpu2 20 0 0 30 0 0 0 0 0 0\nintr 6\n"
     monkeypatch.setattr(machine_file, "Path", lambda name: stat)
-    monkeypatch.setattr(machine_file.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(machine_file.time, "sleep", lambda seconds: stat.write_text(after))
+    monkeypatch.setattr(machine_file.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(machine_file.os, "sched_getaffinity", lambda pid: {0, 2})
+    monkeypatch.setattr(machine_file.time, "sleep", lambda seconds: stat.write_text(other + after))
     assert idle_cores() == pytest.approx(2 * (50 + 10) / 99)
+    for content in ("", other, "cpu0 a b\n", "cpu0 0 0 0 0 0 0 0 0\n"):  # as sandboxes have it
+        stat.write_text(content)
+        monkeypatch.setattr(machine_file.time, "sleep", lambda seconds: None)
+        assert idle_cores() == 2
     stat.unlink()
     assert idle_cores() == 2
+    monkeypatch.delattr(machine_file.os, "sched_getaffinity")
+    assert idle_cores() == 3
 
 
 def test_batches_go_to_the_device_whole(monkeypatch):
-    x = torch.ones(2)
-    assert Machine().load((x, ["a caption"]))[1] == ["a caption"]
-    assert Machine().load((x,))[0] is x
+    x, y = torch.ones(2), torch.zeros(3)
+    assert Machine().load((x, y))[1] is y
     moves = []
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moves.append(device) or self)
-    assert Machine(torch.device("cuda")).load((x, "a caption")) == (x, "a caption")
-    assert moves == [torch.device("cuda")]
+    loaded = Machine(torch.device("cuda")).load((x, y))
+    assert loaded[0] is x and loaded[1] is y and moves == [torch.device("cuda")] * 2
 
 
 def test_whole_steps_are_graphs_on_a_gpu_unless_they_may_not_be(monkeypatch):

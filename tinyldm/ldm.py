@@ -14,7 +14,7 @@ from tinyldm.text import TextConfig, TextEncoder, Tokenizer
 from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE
 
-Captions = Sequence[str] | Tensor  # or their tokens (b, l)
+Prompts = Sequence[str] | Tensor  # captions, or their tokens (b, l)
 Passes = Literal["both", "prompted"]  # of guidance: those that a control acts on
 
 
@@ -69,18 +69,18 @@ class LatentDiffusion(nn.Module):
         size = self.resolution // self.vae.config.f
         return self.unet.config.channels, size, size
 
-    def context(self, captions: Captions) -> Tensor:
+    def context(self, captions: Prompts) -> Tensor:
         """Captions, or their tokens (b, l) -> context (b, l, d); the null context is that of ""."""
         if not isinstance(captions, Tensor):
             captions = self.tokenizer.encode(list(captions)).to(self.device)
         return self.text(captions)
 
-    def eps_fn(self, captions: Captions, controls: Sequence[Control] = ()) -> EpsFn:
+    def eps_fn(self, captions: Prompts, controls: Sequence[Control] = ()) -> EpsFn:
         """The noise prediction for these captions (b) under these controls."""
         return bind(self.unet, self.context(captions), controls)
 
     def loss(
-        self, z_0: Tensor, captions: Captions, controls: Sequence[Control] = (), density="uniform"
+        self, z_0: Tensor, captions: Prompts, controls: Sequence[Control] = (), density="uniform"
     ) -> Tensor:
         """|| eps - eps_theta(z_t, t, captions, controls) ||^2, a mean, to () [LDM, eq. 3; CN, eq. 5]."""
         return diffusion_loss(self.schedule, self.eps_fn(captions, controls), z_0, density)

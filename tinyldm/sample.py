@@ -126,6 +126,9 @@ def rows_of(settings: SampleSettings, machine: Machine) -> list[tuple[str, list[
     controls = [[control] for control in read_controls(s, ldm, machine)] or [[]]
     for word in unknown_words(ldm.tokenizer, s.prompt):
         print(f"note: the base was never trained with the word {word!r}", file=sys.stderr)
+    for prompt in s.prompt:
+        if len(words(prompt)) > (most := ldm.tokenizer.length):
+            print(f"note: {prompt!r} is cut after {most} words", file=sys.stderr)
     rows, number = [], max(len(controls), len(s.prompt))
     for i, prompt, control in zip(range(number), cycle(s.prompt), cycle(controls)):
         z = generate(
@@ -148,7 +151,7 @@ def rows_of(settings: SampleSettings, machine: Machine) -> list[tuple[str, list[
 def main(settings: SampleSettings) -> None:
     """Write the grid as a PNG."""
     check(settings)
-    with process(settings.device, "fp32") as machine:
+    with process(settings.device, "fp32", threads=torch.get_num_threads()) as machine:
         save_grid(settings.out, rows_of(settings, machine))
     print(settings.out)
 

@@ -16,7 +16,7 @@ import torch
 
 from tinyldm.benchmark.machine import describe
 from tinyldm.benchmark.measure import REPEATS, Candidate, Steps, count_gflop, in_turn, median, ratio
-from tinyldm.benchmark.steps import UNET, VAE_PART, Sizes, candidates, our_step, sampling
+from tinyldm.benchmark.steps import TOKENS, UNET, VAE_PART, Sizes, candidates, our_step, sampling
 from tinyldm.evaluate.metrics import Estimate
 from tinyldm.evaluate.tables import table
 from tinyldm.ldm import LatentDiffusion
@@ -46,7 +46,8 @@ class BenchmarkSettings:
     """Time training steps beside diffusers' at the same sizes, sampling and a cold start; print tables."""
 
     parts: tuple[Part, ...] = MICRO
-    """What to time. recipe is all of `make run`, in a clone of the repository: minutes for each of --seeds."""
+    """What to time. recipe is `make run` but for its pictures, in a clone of the repository: minutes
+    for each of --seeds."""
     networks: tuple[Network, ...] = get_args(Network)
     """Of the part steps: which training steps."""
     preset: Literal["tiny", "cpu", "long", "gpu"] = "cpu"
@@ -136,7 +137,7 @@ class Benchmark:
     def cold(self) -> Tables:
         """Whole processes: --help, and the first image of a base with random weights."""
         base = BASE_PRESETS[self.settings.preset]
-        tokenizer = Tokenizer.from_captions(["a photo"], base.text.length)
+        tokenizer = Tokenizer.from_captions(["a photo"], base.text.length or TOKENS)
         sizes = base.text, base.unet, base.data.resolution
         command = [sys.executable, "-m", "tinyldm.sample"]
         with tempfile.TemporaryDirectory() as folder:
@@ -155,6 +156,8 @@ class Benchmark:
         s = self.settings
         with tempfile.TemporaryDirectory() as folder:
             runs = files.real(s.runs or Path(folder))
+            if (runs / "0").exists():
+                raise UserError(f"--runs {s.runs}: holds runs; name a new folder")
             rows = [train_and_evaluate(runs / str(seed), s, seed) for seed in range(s.seeds)]
         columns = {key: median(row[key] for row in rows) for key in rows[0]}
         named: Rows = {f"seed {seed}": row for seed, row in enumerate(rows)}
@@ -194,7 +197,7 @@ def quality(path: Path) -> dict[str, float]:
     results = files.read_json(path, "evaluate again")
     base, control = results["base"], results["control"]
     found = {"ce": results["vae"]["ce"], "class": base["acc_class"], "base_fd": base["fd"]}
-    for row in (control["perfect"], list(control.values())[-1]):
+    for row in (row for name, row in control.items() if name.startswith("perfect")):
         found |= {f"gain_{row['passes']}": row["gain"], f"fd_{row['passes']}": row["fd"]}
     return found
 

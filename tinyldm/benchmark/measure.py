@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -46,7 +47,8 @@ def serve(connection: Connection, sizes: Sizes, part: str, name: str) -> None:
     CANDIDATES[name](small, part)()  # imports are not its memory
     before = peak_mib()
     ours = name.startswith("tinyldm")  # as our commands run; diffusers' scripts configure nothing
-    with suppress(KeyboardInterrupt), process(sizes.device) if ours else nullcontext():
+    configured = partial(process, sizes.device, threads=torch.get_num_threads())
+    with suppress(KeyboardInterrupt), configured() if ours else nullcontext():
         step = CANDIDATES[name](sizes, part)
         while connection.recv():
             connection.send(seconds(step))

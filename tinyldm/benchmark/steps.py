@@ -34,7 +34,7 @@ from tinyldm.vae import VAE, VAEConfig, vae_loss
 
 UNET, CONTROLNET, VAE_PART = PARTS = ("U-Net", "ControlNet", "VAE")
 UNLOCKED = "ControlNet, decoder unlocked"  # sd_locked=False of the released code
-TOKENS, LR, CLIP, KL_WEIGHT = 16, 1e-5, 1.0, 1e-5
+TOKENS, LR, CLIP, KL_WEIGHT = 9, 1e-5, 1.0, 1e-5
 
 Loss = Callable[[], Tensor]
 Trained = tuple[Loss, list[Any]]  # a loss and its networks, of which the last is trained

@@ -1,6 +1,6 @@
 """E11: without any prompt the model recognises what the edges show."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def edge_cnn(lab: Lab) -> Tensor:
             checkpoints=Checkpoints(folder),
             name="edges",
             seed=0,
-            machine=lab.machine,
+            machine=replace(lab.machine, capture=False),  # the shift is drawn on the CPU
         )
 
     lab.trained({"kind": "edge-cnn", **lab.data_key, "fit": asdict(how)}, classifier, train)

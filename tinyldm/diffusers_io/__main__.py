@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tyro.conf import Positional
 
 from tinyldm.controlnet import ControlNet
@@ -140,7 +141,7 @@ def import_run(settings: Import) -> None:
 
 def main(settings: Export | Import) -> None:
     """Export or import, and print the folder that was written."""
-    with process("cpu"):  # a signal leaves nothing half written
+    with process("cpu", threads=torch.get_num_threads()):  # a signal leaves nothing half written
         if isinstance(settings, Export):
             export_run(settings)
         else:

@@ -74,7 +74,7 @@ class EvaluateSettings:
     """The PNG that --compare draws."""
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 samples in bfloat16 by autocast; auto does so where the processor multiplies it natively."""
+    """bf16 samples in bfloat16 by autocast; auto does so on a CPU that multiplies it natively."""
 
     def __post_init__(self) -> None:
         within(self, FEWEST, math.inf, "n")

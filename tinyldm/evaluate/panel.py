@@ -15,7 +15,7 @@ from tinyldm.support.progress import progress
 from tinyldm.training.machine import Machine
 from tinyldm.vae import VAE
 
-BATCH, GPU_BATCH = 100, 1000  # images at a time: what fits a cache, what fills a device
+BATCH, GPU_BATCH = 100, 250  # images at a time: what fits a cache, what fills a device
 PromptSettings = dict[str, tuple[list[str], dict[str, Tensor]]]  # name -> prompts, labels asked for
 
 

@@ -91,10 +91,11 @@ def fit(
             log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
             if done == steps or done % settings.preview_every == 0:
+                log.check_pending(done, lr)
                 with ema.applied():
                     look(log, done, loss_fn, machine.load(validation), preview)
             if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
-                log.check(log.losses[: log.pending].sum(), norm, done, lr)
+                log.check_pending(done, lr)
                 checkpoints.save(state, log, done)
         if saving:
             machine.stop.check(

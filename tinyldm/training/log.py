@@ -58,12 +58,17 @@ class Log:
             where = f"in step {step}, learning rate {lr:.1e}"
             raise UserError(f"{self.stage}: {found} {where}; lower the learning rate")
 
+    def check_pending(self, step: int, lr: float) -> None:
+        """The same for the steps since the last report: once one is not finite, all later ones are not."""
+        if self.pending:
+            self.check(self.losses[self.pending - 1], self.norm, step, lr)
+
     def report(self, bar: tqdm, step: int, lr: float, batch_size: int, now: bool) -> None:
         """Write the mean of the losses since the last report, and show it, every so many steps or `now`."""
         if self.pending < len(self.losses) and not now:
             return
         loss = self.losses[: self.pending].mean()
-        self.check(loss, self.norm, step, lr)
+        self.check_pending(step, lr)
         seconds = time.perf_counter() - self.reported
         speed = batch_size * self.pending / seconds
         self.pending, self.reported = 0, time.perf_counter()

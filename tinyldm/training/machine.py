@@ -1,4 +1,4 @@
-"""What a command configures once, for its whole process: device, precision, memory, signals."""
+"""What a command configures once, for its whole process: device, precision, threads, memory, signals."""
 
 import ctypes
 import os
@@ -85,7 +85,7 @@ class Machine:
 
     def load(self, batch: tuple) -> tuple:
         """A batch with its tensors on the device."""
-        return tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in batch)
+        return tuple(x.to(self.device) for x in batch)
 
 
 def pick_device(name: str) -> torch.device:
@@ -120,20 +120,24 @@ def keep_freed_memory() -> None:
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value)
 
 
+def read_ticks() -> list[int]:
+    """What the cores of this process did since the start, summed, as `man 5 proc_stat` lists it."""
+    lines = Path("/proc/stat").read_text().splitlines()
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = [[int(x) for x in rest] for name, *rest in map(str.split, lines) if name in names]
+    return [sum(column) for column in zip(*ticks, strict=True)][:8]
+
+
 def idle_cores(seconds: float = 0.5) -> float:
-    """How many cores had nothing to do for so long; all of them where Linux does not tell."""
-    cores, stat = os.cpu_count() or 1, Path("/proc/stat")
-    if not stat.exists():
+    """How many of its cores had nothing to do for so long; all of them where the system does not tell."""
+    cores = float(os.cpu_count() or 1)
+    try:
+        cores, before = float(len(os.sched_getaffinity(0))), read_ticks()
+        time.sleep(seconds)
+        ticks = [b - a for a, b in zip(before, read_ticks(), strict=True)]
+        return cores * (ticks[3] + ticks[4]) / sum(ticks)  # idle, or waiting for a disk
+    except (AttributeError, OSError, ValueError, IndexError, ZeroDivisionError):
         return cores
-    before = read_ticks(stat)
-    time.sleep(seconds)
-    ticks = [b - a for a, b in zip(before, read_ticks(stat), strict=True)]
-    return cores * (ticks[3] + ticks[4]) / max(1, sum(ticks))  # idle, or waiting for a disk
-
-
-def read_ticks(stat: Path) -> list[int]:
-    """What the cores did since the start, as `man 5 proc_stat` lists it."""
-    return [int(number) for number in stat.read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def pick_threads(wanted: int) -> int:
@@ -145,9 +149,19 @@ def pick_threads(wanted: int) -> int:
     if wanted or most == 1 or "OMP_NUM_THREADS" in os.environ:
         return wanted or most
     free = max(1, int(idle_cores() + SPARE))
+    if free < most:  # look again: it may have been a moment's work
+        free = max(free, int(idle_cores(1.5) + SPARE))
     if free < most:
         print(f"note: other work is running: {free} of {most} threads", file=sys.stderr)
     return min(free, most)
+
+
+def keep_threads(begun: int) -> None:
+    """Compute with as many threads as a run was begun with, if there are so many cores. For the same bits."""
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ and begun != threads and begun <= (os.cpu_count() or 1):
+        torch.set_num_threads(begun)
+        print(f"note: {begun} threads, as this run was begun with", file=sys.stderr)
 
 
 @contextmanager
@@ -156,13 +170,17 @@ def process(device: str = "auto", precision: str = "auto", threads: int = 0) -> 
     picked = pick_device(device)
     machine = Machine(picked, pick_precision(precision, picked))
     keep_freed_memory()
+    most = torch.get_num_threads()
     if picked.type == "cpu":
         torch.set_num_threads(pick_threads(threads))
+    if picked.index is not None:
+        torch.cuda.set_device(picked)  # where graphs are captured
     if picked.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     before = {number: signal.signal(number, machine.stop.note) for number in SIGNALS}
     try:
         yield machine
     finally:
+        torch.set_num_threads(most)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The presets by name: the defaults that a machine starts from."""
+"""The presets by name: the defaults of every setting."""
 
 from dataclasses import replace
 from functools import partial

@@ -16,11 +16,12 @@ from tinyldm.data import load
 from tinyldm.data.dataset import Dataset
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
+from tinyldm.support.decode import decode
 from tinyldm.support.errors import Finished, UserError, warned
 from tinyldm.support.sealed import Sealed, is_sealed
 from tinyldm.training.checkpoint import METRICS, REMEDY, Checkpoints
 from tinyldm.training.log import plot_losses
-from tinyldm.training.machine import Machine
+from tinyldm.training.machine import Machine, keep_threads
 from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_base
 from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, MachineSettings
 
@@ -30,7 +31,7 @@ OURS = (
     r"(settings|config|vocabulary|manifest|replacing)\.json|metrics\.jsonl|loss\.png|"
     r"\w+\.safetensors|previews|hints|checkpoint-\d+"
 )
-# settings that may differ when a run is resumed: they do not change what becomes of it
+# settings that may differ when a run is resumed: at most the rounding and the noise depend on them
 FREE = {
     *("preset", "resume", "overwrite", "device", "threads", "preview_every"),
     *("checkpointing_steps", "checkpoints_total_limit"),
@@ -141,7 +142,10 @@ def check_resumable(out: Path, resume: Path, settings: dict) -> int:
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if changed:
         pairs = "; ".join(f"{k}: {before.get(k)} then, {after.get(k)} now" for k in changed)
-        raise UserError(f"--resume: {out} holds a run with other settings ({pairs}); give the same")
+        raise UserError(
+            f"--resume: {out} holds a run with other settings ({pairs}); "
+            "give the same, or start over with --overwrite"
+        )
     if is_sealed(out):
         Sealed(out, "move this run away, or start over with --overwrite").verify()
         return 0
@@ -202,8 +206,8 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
         at, content = check_out(settings, machine, holding=True), described(settings, machine)
         if at is None:
             make(out, content)
-        elif not run.threads:
-            torch.set_num_threads(threads_of(out))
+        elif machine.device.type == "cpu" and not run.threads:
+            keep_threads(threads_of(out))
         limits = run.checkpointing_steps, run.checkpoints_total_limit
         checkpoints = Checkpoints(out, *limits, at or 0, fingerprint(content))
         try:
@@ -261,7 +265,9 @@ def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:
 
 def data_settings(base: Path) -> DataSettings:
     """What a base was trained on; a folder of data that has gone is left open. Raises UserError."""
-    data = Sealed(base, NO_BASE).decoded(SETTINGS, BaseSettings).data
+    sealed = Sealed(base, NO_BASE)
+    with files.expecting("the settings of a base", base / SETTINGS, NO_BASE):
+        data: DataSettings = decode(DataSettings, json.loads(sealed.read(SETTINGS))["data"])
     there = data.data_dir and os.path.isdir(data.data_dir)
     return data if there else replace(data, data_dir=None)
 

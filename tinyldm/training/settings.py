@@ -1,7 +1,7 @@
 """Every setting of the two trainings: what a user chooses on the command line, with its range."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,10 +99,10 @@ class MachineSettings:
     device: str = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 where the processor
-    multiplies it natively. On CUDA fp32 has TF32 matrix products."""
+    """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 on a CPU that multiplies it
+    natively, else fp32, which on CUDA has TF32 matrix products."""
     threads: int = 0
-    """Threads on the CPU; 0 is as many as there are cores that nothing else keeps busy at the start."""
+    """Threads on a CPU; 0 is $OMP_NUM_THREADS, or as many as there are cores that nothing else keeps busy."""
     seed: int = 0
     """Data order, noise and initial weights are functions of it."""
 
@@ -148,7 +148,7 @@ class TextSizes(TextConfig):
     """Tokens a caption, longer ones are cut; 0 is as many as the longest training caption has."""
 
     def __post_init__(self) -> None:
-        replace(TextConfig(), **{**vars(self), "length": self.length or TextConfig.length})
+        TextConfig(**{**vars(self), "length": self.length or TextConfig.length})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tinyldm.training.machine import Machine
 from tinyldm.training.settings import FitSettings
 
 LossFn = Callable[..., Tensor]  # of the columns of a batch -> ()
+Check = Callable[[Tensor, Tensor], None]  # of a loss and the norm of its gradient
 WARM_UP = 3  # steps before one is captured: libraries choose their kernels, optimizers allocate
 
 
@@ -35,7 +36,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class Step:
-    """`step(indices, lr)`: one step of the optimizer on `loss_fn(*data[indices])`.
+    """`step(indices, lr, check)`: one step of the optimizer on `loss_fn(*data[indices])`.
 
     With `machine.graphs` whole steps are replayed as a CUDA graph: launching the kernels of a small network one
     by one takes longer than computing them. So `loss_fn` must draw on the device, and must not wait for it.
@@ -54,26 +55,22 @@ class Step:
         self.indices = torch.zeros(settings.batch_size, dtype=torch.long, device=machine.device)
         self.graph, self.taken = torch.cuda.CUDAGraph() if machine.graphs else None, 0
 
-    def __call__(
-        self, indices: Tensor, lr: float, check: Callable[[Tensor, Tensor], None]
-    ) -> tuple[Tensor, Tensor]:
-        """The loss and the norm of its gradient, () each. `check` sees both before the step, but in a graph."""
-        self.indices.copy_(indices)
+    def __call__(self, indices: Tensor, lr: float, check: Check) -> tuple[Tensor, Tensor]:
+        """The loss and the norm of its gradient, () each; `check` sees them first, but not in a graph."""
+        self.indices.copy_(indices, non_blocking=True)
         set_lr(self.optimizer, lr)
         self.taken += 1
         if self.graph is None:
             return self.compute(check)
         if self.taken <= WARM_UP:
-            return self.warm_up()
+            return self.warm_up(check)
         if self.taken == WARM_UP + 1:
             with torch.cuda.graph(self.graph):
                 self.result = self.compute()
         self.graph.replay()
         return self.result
 
-    def compute(
-        self, check: Callable[[Tensor, Tensor], None] = lambda *_: None
-    ) -> tuple[Tensor, Tensor]:
+    def compute(self, check: Check = lambda *_: None) -> tuple[Tensor, Tensor]:
         with self.machine.autocast():
             loss = self.loss_fn(*self.data[self.indices])
         norm = gradient(loss, self.optimizer, self.clip)
@@ -81,11 +78,11 @@ class Step:
         take_step(self.optimizer)
         return loss.detach(), norm
 
-    def warm_up(self) -> tuple[Tensor, Tensor]:
+    def warm_up(self, check: Check) -> tuple[Tensor, Tensor]:
         """A step beside the default stream, where nothing can be captured."""
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            result = self.compute()
+            result = self.compute(check)
         current.wait_stream(stream)
         return result
