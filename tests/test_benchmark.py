@@ -15,6 +15,8 @@ from tinyldm.benchmark.steps import CANDIDATES, PARTS, UNLOCKED, Sizes, candidat
 from tinyldm.evaluate.metrics import Estimate
 from tinyldm.support.command_line import parse
 from tinyldm.support.errors import UserError
+from tinyldm.training.networks import load_base
+from tinyldm.training.presets import BASE_PRESETS
 from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
 
@@ -81,6 +83,20 @@ def test_the_machine_is_described_with_the_features_that_decide_its_speed():
     assert about["cores"] and about["processor"] and about["torch"] == torch.__version__
     known = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "unknown"}
     assert set(about["features"].split()) <= known
+
+
+def test_a_cold_start_is_of_a_base_that_can_be_loaded(monkeypatch, capfd):
+    loaded = []
+
+    def run(command, **how):
+        if "--base" in command:
+            loaded.append(load_base(Path(command[command.index("--base") + 1])))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for preset in ("tiny", "cpu"):
+        main(BenchmarkSettings(("cold",), preset=preset, repeats=1, device="cpu"))
+        assert loaded[-1].unet.config.widths == BASE_PRESETS[preset].unet.widths
+    assert "first image" in capfd.readouterr().out
 
 
 EVALUATION = {

@@ -45,7 +45,7 @@ from tinyldm.training.networks import (
     save_control,
 )
 from tinyldm.training.presets import BASE_PRESETS
-from tinyldm.training.run_folder import data_settings
+from tinyldm.training.run_folder import data_settings, load_run
 from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
 
@@ -541,6 +541,22 @@ def test_a_base_is_the_same_wherever_and_by_whatever_flags_it_was_trained(run, t
     save_base(base, ldm)
     assert base_checksum(base) == base_checksum(run / "base")
     load_control(run / "control", base, ldm)
+
+
+def test_a_base_of_another_version_is_still_a_base(run, tmp_path):
+    """Its settings.json may have flags that are gone, and lack those that are new."""
+    shutil.copytree(run / "base", tmp_path / "base")
+    settings = tmp_path / "base" / "settings.json"
+    chosen = json.loads(settings.read_text())
+    chosen["run"] = {"compile": False, "seed": 0}
+    files.write_json(settings, chosen)
+    save_base(tmp_path / "base", load_base(tmp_path / "base"))
+    _, (train,) = load_run(tmp_path / "base", "train")
+    assert len(train) == 64
+    files.write_json(settings, {**chosen, "data": {"dataset": "shapes"}})
+    save_base(tmp_path / "base", load_base(tmp_path / "base"))
+    with pytest.raises(UserError, match=r"settings\.json: not the settings of a base"):
+        load_run(tmp_path / "base", "train")
 
 
 def test_a_control_on_another_base_needs_transfer_which_says_so(run, tmp_path, capsys):

@@ -287,6 +287,13 @@ def test_sample_names_its_file_and_the_words_that_were_never_trained(runs, capfd
     assert err.splitlines() == [note.format(word) for word in ("teal", "mauve")]
 
 
+def test_a_prompt_that_is_longer_than_the_captions_is_cut_and_that_is_said(runs, capfd):
+    length = base_of(runs).tokenizer.length
+    prompts = [" ".join(["a"] * n) for n in (length, length + 1)]
+    drawn(runs, "--prompt", *prompts, "--num-images", 1, "--steps", 1)
+    assert capfd.readouterr().err == f"note: {prompts[1]!r} is cut after {length} words\n"
+
+
 def test_a_hint_without_edges_is_noted_and_one_of_half_edges_is_not(runs, tmp_path, capfd):
     ldm, picture = base_of(runs), -torch.ones(1, 32, 32)
     save_image(tmp_path / "p.png", picture)

@@ -587,45 +587,51 @@ def test_gradients_are_clipped_to_their_norm_and_used_once():
     assert torch.equal(w.grad, torch.ones(2))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_few_steps_are_taken_one_is_captured_and_the_rest_are_replayed(monkeypatch, optimizer):
-    """On a CPU, with stand-ins for a graph: capturing computes once, and a replay computes that again."""
+class Replayed:
+    """Stands in for a CUDA graph on a CPU: capturing changes nothing, and a replay takes the step again."""
 
-    class Graph:
-        replays = 0
+    replays, step = 0, None
 
-        def replay(self):
-            Graph.replays += 1
-            step.compute()
+    def replay(self):
+        Replayed.replays += 1
+        self.step.compute()
 
     @contextmanager
-    def capturing(graph):
-        kept = copy.deepcopy(network.state_dict()), copy.deepcopy(step.optimizer.state_dict())
-        yield  # records, and so changes nothing
+    def capturing(self):
+        network, optimizer = self.step.network, self.step.optimizer
+        kept = copy.deepcopy([network.state_dict(), optimizer.state_dict()])
+        yield
         network.load_state_dict(kept[0])
-        step.optimizer.load_state_dict(kept[1])
+        optimizer.load_state_dict(kept[1])
 
+
+def weight_after_ten_steps(monkeypatch, optimizer: str, graphs: bool) -> tuple[torch.Tensor, int]:
+    """And how many of the steps were checked."""
+    monkeypatch.setattr(Machine, "graphs", graphs)
+    torch.manual_seed(0)
+    network, checked = nn.Linear(20, 20), []
+    settings = FitSettings(batch_size=4, optimizer=optimizer)
+    rate = torch.tensor(9.0) if graphs else 9.0
+    taken = build_optimizer(settings, network.parameters(), rate)
+    data = Columns(torch.randn(9, 20, generator=torch.Generator().manual_seed(0)))
+    step = Step(lambda x: network(x).pow(2).mean(), data, taken, settings, Machine())
+    step.network, Replayed.step = network, step
+    for i in range(10):
+        step(torch.arange(i, i + 4) % 9, 0.1 / (i + 1), lambda *seen: checked.append(seen))
+    return network.weight.detach(), len(checked)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_few_steps_are_taken_one_is_captured_and_the_rest_are_replayed(monkeypatch, optimizer):
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    fakes = {"CUDAGraph": Graph, "graph": capturing, "Stream": lambda: stream}
+    fakes = {"CUDAGraph": Replayed, "graph": Replayed.capturing, "Stream": lambda: stream}
     for name, fake in {**fakes, "current_stream": lambda: stream, "stream": nullcontext}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    settings, weights = FitSettings(batch_size=4, optimizer=optimizer, lr=0.1), []
-    data = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
-    for graphs in (False, True):
-        monkeypatch.setattr(Machine, "graphs", graphs)
-        torch.manual_seed(0)
-        network, checked = nn.Linear(20, 20), []
-        rate = torch.tensor(0.1) if graphs else 0.1
-        optimizer_ = build_optimizer(settings, network.parameters(), rate)
-        step = Step(
-            lambda x: network(x).pow(2).mean(), Columns(data), optimizer_, settings, Machine()
-        )
-        for i in range(10):
-            step(torch.arange(i, i + 4) % 9, 0.1 / (i + 1), lambda *seen: checked.append(seen))
-        weights.append(network.weight.detach().clone())
-        assert len(checked) == (WARM_UP if graphs else 10)
-    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
-    assert Graph.replays == 10 - WARM_UP
+    monkeypatch.setattr(Replayed, "replays", 0)
+    eager, all_of_them = weight_after_ten_steps(monkeypatch, optimizer, graphs=False)
+    captured, some = weight_after_ten_steps(monkeypatch, optimizer, graphs=True)
+    torch.testing.assert_close(captured, eager, rtol=1e-4, atol=1e-5)
+    assert (all_of_them, some, Replayed.replays) == (10, WARM_UP, 10 - WARM_UP)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -1636,8 +1642,8 @@ def test_only_what_does_not_change_a_run_may_differ_when_it_is_resumed(tmp_path)
     assert check(tmp_path, latest, free) == 0
     other = {"a": {"b": 1, "seed": 9}, "more": 6, "kl_weight": 4}
     changed = "a.seed: 2 then, 9 now; more: None then, 6 now"
-    said = f"--resume: {tmp_path} holds a run with other settings ({changed}); give the same"
-    assert refused(check, tmp_path, latest, other) == said
+    said = f"--resume: {tmp_path} holds a run with other settings ({changed}); give the same, or "
+    assert refused(check, tmp_path, latest, other) == said + "start over with --overwrite"
     files.write_json(tmp_path / "settings.json", [])
     assert "not the settings of a run" in refused(check, tmp_path, latest, free)
 
