@@ -69,7 +69,7 @@ def fit(
     """Minimise `loss_fn(*batch) -> ()` over batches of `data`; leave the averaged weights in `networks`.
 
     Trains what is not frozen. Logs into metrics.jsonl of the run folder; every `preview_every` steps looks at
-    the averaged weights. Saves and resumes by `checkpoints`, bit for bit: a step is a function of (seed, step).
+    the averaged weights. Saves and resumes by `checkpoints`, on a CPU bit for bit: a step is a function of (seed, step).
     Raises UserError before a step whose gradient is not finite, with CUDA graphs before the next report or
     checkpoint, and Stopped on a signal, once a step is saved.
     """

@@ -116,7 +116,7 @@ class RunSettings(MachineSettings):
     """The same, and what becomes of the run folder."""
 
     resume: Path | None = None
-    """Resume the interrupted run that the output folder holds, bit for bit: latest, or the path of
+    """Resume the interrupted run that the output folder holds, on a CPU bit for bit: latest, or the path of
     one of its checkpoints."""
     overwrite: bool = False
     """Replace the run that the output folder holds. It stays beside it, as OUT.old, until the new one
