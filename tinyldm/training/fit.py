@@ -69,9 +69,9 @@ def fit(
     """Minimise `loss_fn(*batch) -> ()` over batches of `data`; leave the averaged weights in `networks`.
 
     Trains what is not frozen. Logs into metrics.jsonl of the run folder; every `preview_every` steps looks at
-    the averaged weights. Saves and resumes by `checkpoints`, on a CPU bit for bit: a step is a function of (seed, step).
-    Raises UserError before a step whose gradient is not finite, with CUDA graphs before the next report or
-    checkpoint, and Stopped on a signal, once a step is saved.
+    the averaged weights. Saves and resumes by `checkpoints`: a step is a function of (seed, step), so on a CPU
+    the same bits come out. Raises UserError before a step whose gradient is not finite, with CUDA graphs before
+    the next report or checkpoint, and Stopped on a signal, once a step is saved.
     """
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     ema, steps = EMA(parameters, settings.ema), settings.steps
