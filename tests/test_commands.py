@@ -176,10 +176,10 @@ def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):
     assert {"psnr", "ce"} <= results["vae"].keys()
     assert {"acc_class", "acc_colour"} <= results["classifier"].keys()
     assert {"fd", "fd_floor", "acc_class", "acc_colour"} <= results["base"].keys()
-    names = ["none", "insufficient", "perfect", "conflicting", "changed", "perfect, prompted"]
+    names = ["none", "insufficient", "perfect", "conflicting", "changed", "perfect, both"]
     assert list(results["control"]) == names
     rules = [row["passes"] for row in results["control"].values()]
-    assert rules == [*["both"] * 5, "prompted"]
+    assert rules == [*["prompted"] * 5, "both"]
     for row in results["control"].values():
         assert {"ef0", "ch", "ce", "gain", "fd", "acc_t", "acc_e", "acc_colour"} <= row.keys()
     assert results["n"] == 12 and results["seed"] == 0
@@ -489,15 +489,15 @@ def test_control_passes_are_chosen_by_name_in_sample_and_evaluate(runs, tmp_path
     save_control(
         tmp_path / "control", randomise(controlnet), condition, base_checksum(tmp_path / "base")
     )
-    both, named, prompted = (
+    prompted, named, both = (
         picture_of(tmp_path, tmp_path / f"{name}.png", *flags)
         for name, flags in {
-            "both": (),
-            "named": ("--control-passes", "both"),
-            "prompted": ("--control-passes", "prompted"),
+            "prompted": (),
+            "named": ("--control-passes", "prompted"),
+            "both": ("--control-passes", "both"),
         }.items()
     )
-    assert np.array_equal(both, named) and not np.array_equal(both, prompted)
+    assert np.array_equal(prompted, named) and not np.array_equal(both, prompted)
     files_of = {}
     for passes in ("both", "prompted"):
         path = tmp_path / f"{passes}.json"

@@ -134,7 +134,8 @@ def control_of(folder: Path, hint: int, weight: float = 1.0) -> Control:
 def expected(
     folder: Path, prompt: str = "", n: int = 2, hint: int | None = None, weight=1.0, **settings
 ) -> list[np.ndarray]:
-    """The tiles of a row, by `generate` and `decode` with these arguments."""
+    """The tiles of a row, by `generate` and `decode` with these arguments, the rest as the command has it."""
+    settings = {"control_passes": "prompted", **settings}
     ldm = base_of(folder)
     controls = [] if hint is None else [control_of(folder, hint, weight)]
     z = last(generate(ldm, [prompt] * n, controls=controls, **settings))
@@ -194,7 +195,7 @@ def test_the_passes_of_the_control_reach_the_pixels(runs):
         how = {"steps": 3, "guidance": 4.0, "control_passes": passes}
         assert same(found[passes], expected(runs, RED, hint=0, **how))
     assert not same(*found.values())
-    assert same(found["both"], tiles(steered(runs, *QUICK, *hint)))  # by default
+    assert same(found["prompted"], tiles(steered(runs, *QUICK, *hint)))  # by default
 
 
 # ---------------------------------------------------------------- rows
@@ -541,7 +542,7 @@ def test_settings_stay_as_they_were_checked(kind):
 
 def test_what_evaluate_takes_by_default():
     s = EvaluateSettings()
-    assert (s.n, s.guidance, s.steps, s.control_passes, s.seed) == (500, 2.0, 10, "both", 0)
+    assert (s.n, s.guidance, s.steps, s.control_passes, s.seed) == (500, 2.0, 10, "prompted", 0)
     assert (s.control, s.transfer, s.json, s.compare, s.precision) == (
         None,
         False,

@@ -102,7 +102,7 @@ def generate(
     """Yield z (b, c, h, w) after each of `steps` steps, one image per prompt; `ldm.vae.decode` shows it.
 
     Image i is a function of seed + i. Guidance 1 is off; controls act on both of its passes or on the
-    prompted one only [CN, 3.4]. `eta` is for ddim.
+    prompted one only [CN, 3.4], as the commands have it by default. `eta` is for ddim.
     """
     null_controls = controls if control_passes == "both" else ()
     if not any(prompts) and len(null_controls) == len(controls):

@@ -45,7 +45,7 @@ class SampleSettings:
     """Classifier-free guidance: 1 is off, more obeys the prompt more."""
     control_scale: float = 1.0
     """Strength of the control: 0 is none, 1 is as trained."""
-    control_passes: Passes = "both"
+    control_passes: Passes = "prompted"
     """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]."""
     sampler: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
     steps: int = 20

@@ -61,7 +61,7 @@ class EvaluateSettings:
     """Classifier-free guidance: 1 is off."""
     steps: int = 10
     """Steps of the sampler, dpm++."""
-    control_passes: Passes = "both"
+    control_passes: Passes = "prompted"
     """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]. The last row
     of the table is by the other rule."""
     seed: int = 0
