@@ -456,12 +456,12 @@ def test_the_largest_draw_is_the_last_caption_however_many_there_are(monkeypatch
     assert drawn(tokens) == [*"abcdefgh"]
 
 
-def test_a_draw_times_the_number_of_captions_is_not_rounded_up_to_the_next(monkeypatch):
-    """As it would be in float32."""
-    tokens, u = Tokens.of(Captions([tuple("abcdef")]), letters), torch.tensor([13981013 / 2**24])
-    assert int(u * 6) == 5 and int(u.item() * 6) == 4
-    monkeypatch.setattr(torch, "rand", lambda n, device: u)
-    assert drawn(tokens) == ["e"]
+def test_the_largest_draw_is_the_last_caption_however_many_there_are(monkeypatch):
+    largest = torch.tensor([1 - 2**-24])  # of torch.rand in float32
+    monkeypatch.setattr(torch, "rand", lambda n, device: largest)
+    for n in range(1, 27):
+        captions = "abcdefghijklmnopqrstuvwxyz"[:n]
+        assert drawn(Tokens.of(Captions([tuple(captions)]), letters)) == [captions[-1]]
 
 
 def test_tokens_and_columns_move_whole_to_a_device():

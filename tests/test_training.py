@@ -1,6 +1,5 @@
 """`fit`: data order, schedules, the average of the weights, and that a run is a function of its seed."""
 
-import copy
 import hashlib
 import json
 import math
@@ -598,11 +597,12 @@ class Replayed:
 
     @contextmanager
     def capturing(self):
-        network, optimizer = self.step.network, self.step.optimizer
-        kept = copy.deepcopy([network.state_dict(), optimizer.state_dict()])
+        states = self.step.optimizer.state.values()
+        tensors = [*self.step.network.parameters(), *(x for s in states for x in s.values())]
+        kept = [x.detach().clone() for x in tensors]
         yield
-        network.load_state_dict(kept[0])
-        optimizer.load_state_dict(kept[1])
+        with torch.no_grad():
+            torch._foreach_copy_(tensors, kept)
 
 
 def weight_after_ten_steps(monkeypatch, optimizer: str, graphs: bool) -> tuple[torch.Tensor, int]:
@@ -1504,6 +1504,8 @@ def test_a_new_run_is_described_and_held_while_it_is_trained(tmp_path):
 def test_a_resumed_run_goes_on_with_as_many_threads_as_it_was_begun_with(tmp_path, monkeypatch):
     """Unless others are wanted: the number decides in which order sums are rounded."""
     told, out = [], tmp_path / "base"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine_file.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with run_folder.open_run(base_of(out), Machine()):

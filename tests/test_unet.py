@@ -326,5 +326,5 @@ def test_the_sizes_by_default_fit_together():
 def test_the_published_numbers_are_of_these_sizes():
     assert astuple(VAEConfig()) == (1, 4, (8, 16, 32), 1)
     assert astuple(TextConfig()) == (0, 16, 64, 2, 4)
-    assert astuple(UNetConfig()) == (4, (64, 64), 1, (False, True), 4, 64)
+    assert astuple(UNetConfig()) == (4, (48, 64), 1, (False, True), 4, 64)
     assert astuple(ControlNetConfig()) == (1, (16, 32, 96))

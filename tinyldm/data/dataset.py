@@ -50,9 +50,8 @@ class Tokens:
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Tokens (b, l) of one caption per index (b,), drawn by torch's global generator."""
-        counts = self.counts[indices]
-        draws = (torch.rand(len(indices), device=indices.device) * counts).long()
-        return self.table[self.choices[indices, draws.clamp(max=counts - 1)]]
+        draws = torch.rand(len(indices), device=indices.device) * self.counts[indices]
+        return self.table[self.choices[indices, draws.long()]]
 
     def to(self, device: torch.device) -> "Tokens":
         return Tokens(*(x.to(device) for x in (self.table, self.choices, self.counts)))

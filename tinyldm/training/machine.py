@@ -132,7 +132,8 @@ def idle_cores(seconds: float = 0.5) -> float:
     """How many of its cores had nothing to do for so long; all of them where the system does not tell."""
     cores = float(os.cpu_count() or 1)
     try:
-        cores, before = float(len(os.sched_getaffinity(0))), read_ticks()
+        cores = float(len(os.sched_getaffinity(0)))
+        before = read_ticks()
         time.sleep(seconds)
         ticks = [b - a for a, b in zip(before, read_ticks(), strict=True)]
         return cores * (ticks[3] + ticks[4]) / sum(ticks)  # idle, or waiting for a disk
