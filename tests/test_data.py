@@ -456,14 +456,6 @@ def test_the_largest_draw_is_the_last_caption_however_many_there_are(monkeypatch
     assert drawn(tokens) == [*"abcdefgh"]
 
 
-def test_the_largest_draw_is_the_last_caption_however_many_there_are(monkeypatch):
-    largest = torch.tensor([1 - 2**-24])  # of torch.rand in float32
-    monkeypatch.setattr(torch, "rand", lambda n, device: largest)
-    for n in range(1, 27):
-        captions = "abcdefghijklmnopqrstuvwxyz"[:n]
-        assert drawn(Tokens.of(Captions([tuple(captions)]), letters)) == [captions[-1]]
-
-
 def test_tokens_and_columns_move_whole_to_a_device():
     meta = torch.device("meta")
     tokens = Tokens.of(Captions([("a", "b"), ("c",)]), letters)
