@@ -46,7 +46,8 @@ class SampleSettings:
     control_scale: float = 1.0
     """Strength of the control: 0 is none, 1 is as trained."""
     control_passes: Passes = "prompted"
-    """Which passes of guidance the control acts on: both, or the prompted one only [CN, 3.4]."""
+    """Which passes of guidance the control acts on: the prompted one only [CN, 3.4], which follows the edges
+    more closely, or both, which leaves more to the prompt."""
     sampler: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
     steps: int = 20
     """Steps of the sampler; ddim wants about 50, ddpm hundreds."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tinyldm.blocks import Attention, GroupNorm, ResBlock, Up, check, head
 
+MSE_WEIGHT = 10  # beside L1
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -127,4 +129,4 @@ def vae_loss(vae: VAE, x: Tensor, kl_weight: float) -> Tensor:
     z = mean + (logvar / 2).exp() * torch.randn(mean.shape, device=mean.device)
     x_hat = vae.decode(z * vae.scale).float()  # (b, k, H, W)
     kl = (mean**2 + logvar.exp() - 1 - logvar).mean() / 2
-    return F.l1_loss(x_hat, x) + 10 * F.mse_loss(x_hat, x) + kl_weight * kl
+    return F.l1_loss(x_hat, x) + MSE_WEIGHT * F.mse_loss(x_hat, x) + kl_weight * kl

@@ -30,7 +30,7 @@ from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.settings import FitSettings
 from tinyldm.training.step import gradient, take_step
 from tinyldm.unet import UNet, UNetConfig
-from tinyldm.vae import VAE, VAEConfig, vae_loss
+from tinyldm.vae import MSE_WEIGHT, VAE, VAEConfig, vae_loss
 
 UNET, CONTROLNET, VAE_PART = PARTS = ("U-Net", "ControlNet", "VAE")
 UNLOCKED = "ControlNet, decoder unlocked"  # sd_locked=False of the released code
@@ -123,7 +123,7 @@ def their_vae_loss(vae: Any, x: Tensor) -> Tensor:
     posterior = vae.encode(x).latent_dist
     x_hat = vae.decode(posterior.sample()).sample.float()
     kl = posterior.kl().mean()
-    return F.l1_loss(x_hat, x) + 10 * F.mse_loss(x_hat, x) + KL_WEIGHT * kl
+    return F.l1_loss(x_hat, x) + MSE_WEIGHT * F.mse_loss(x_hat, x) + KL_WEIGHT * kl
 
 
 def their_loss(sizes: Sizes, machine: Machine, part: str) -> Trained:
