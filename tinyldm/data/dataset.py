@@ -88,6 +88,13 @@ class Dataset:
     labels: dict[str, Tensor]  # name -> (n,) long; "class" comes first, then the attributes
     names: dict[str, tuple[str, ...]]  # name -> the word for each value
     held_out: Tensor  # (n,) bool: a pair of class and attribute that no generative network sees
+    origins: Tensor = torch.empty(
+        0
+    ).long()  # (n,): equal for images of one drawing; by default none are
+
+    def __post_init__(self) -> None:
+        if not len(self.origins):
+            self.origins = torch.arange(len(self))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,7 +103,8 @@ class Dataset:
         """The images at these indices (m,)."""
         captions = Captions([self.captions.choices[i] for i in indices.tolist()])
         labels = {name: values[indices] for name, values in self.labels.items()}
-        return Dataset(self.images[indices], captions, labels, self.names, self.held_out[indices])
+        out, origins = self.held_out[indices], self.origins[indices]
+        return Dataset(self.images[indices], captions, labels, self.names, out, origins)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -4,18 +4,11 @@ import gzip
 import hashlib
 import io
 import os
-import shutil
-import subprocess
 import tempfile
-import urllib.request
 import zlib
-from collections.abc import Callable
-from concurrent.futures import Future, wait
-from functools import lru_cache, partial
-from http.client import HTTPException
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from threading import Thread
 
 import torch
 from torch import Tensor
@@ -23,6 +16,7 @@ from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from tinyldm.data.dataset import Captions, Dataset
+from tinyldm.data.fetch import cache, fetch, from_debian, from_mirror
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
 
@@ -34,9 +28,11 @@ FILES = {  # sha256 of the decompressed bytes
 }
 MOST = 2**26  # bytes, decompressed
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # torchvision's
-SILENCE = 12.0  # seconds without progress that are waited for
-DEBIAN = "apt-get download dataset-fashion-mnist"
-INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # by that package
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # by Debian's package
+SOURCES = {
+    MIRROR: from_mirror(MIRROR, [f"{name}.gz" for name in FILES]),
+    "apt-get download dataset-fashion-mnist": from_debian("dataset-fashion-mnist", INSTALLED),
+}
 REMEDY = (
     "set TINYLDM_DATA, or --data-dir where there is one, to a folder with its four idx files "
     "(https://github.com/zalandoresearch/fashion-mnist), "
@@ -64,97 +60,16 @@ def read_idx(path: Path, sha256: str) -> Tensor:
         return read_sn3_pascalvincent_tensor(str(unzipped))
 
 
-def cache() -> Path:
-    """Where a fetched copy is kept; among the system's temporary files if there is no home."""
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        root = tempfile.gettempdir()
-    return Path(root) / "tinyldm" / "fashion-mnist"
-
-
 def holds_fashion_mnist(folder: Path) -> bool:
     """Whether the four are regular files there; False if the folder cannot be read."""
     paths = [(folder / name, folder / f"{name}.gz") for name in FILES]
     return all(any(map(os.path.isfile, either)) for either in paths)
 
 
-def fetch_from_mirror(folder: Path) -> None:
-    """Download the four files from torchvision's mirror."""
-    for name in FILES:
-        with (
-            urllib.request.urlopen(f"{MIRROR}{name}.gz", timeout=SILENCE) as response,
-            open(folder / f"{name}.gz", "wb") as file,
-        ):
-            shutil.copyfileobj(response, file)
-
-
-def fetch_from_debian(folder: Path) -> None:
-    """Unpack Debian's package dataset-fashion-mnist, without installing it and without root."""
-    run = partial(subprocess.run, cwd=folder, check=True, capture_output=True, timeout=120)
-    run(DEBIAN.split())
-    package = next(folder.glob("*.deb"))
-    run(["dpkg-deb", "-x", package.name, "package"])
-    for path in folder.glob(f"package{INSTALLED}/*"):
-        path.rename(folder / path.name)
-    package.unlink()
-    shutil.rmtree(folder / "package")
-
-
-def watched(get: Callable[[Path], None], folder: Path) -> None:
-    """Run get(folder) in a thread; raises what that raises.
-
-    Raises TimeoutError, and leaves the thread behind, as soon as the folder grew by less than 64 KiB in
-    SILENCE seconds: so where no network answers it takes that long, and a slow download still ends well.
-    """
-    ended: Future = Future()
-
-    def run() -> None:
-        try:
-            get(folder)
-            ended.set_result(None)
-        except Exception as error:
-            ended.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    size = 0
-    while wait([ended], SILENCE).not_done:
-        before, size = size, sum(map(os.path.getsize, filter(os.path.isfile, folder.iterdir())))
-        if size < before + 2**16:
-            raise TimeoutError
-    ended.result()
-
-
-def fetch(folder: Path) -> list[str]:
-    """Put Fashion-MNIST into `folder`, complete or not at all; returns what was tried, and why it failed.
-
-    Without a network this takes at most SILENCE seconds for each of the two sources.
-    """
-    failures: list[str] = []
-    for source, get in ((MIRROR, fetch_from_mirror), (DEBIAN, fetch_from_debian)):
-        print(f"Fashion-MNIST: fetching from {source}", flush=True)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                dir=folder.parent, ignore_cleanup_errors=True
-            ) as temporary:
-                part = Path(temporary) / "part"
-                part.mkdir()
-                watched(get, part)
-                for name, sha256 in FILES.items():
-                    read_idx(part / name, sha256)
-                shutil.rmtree(folder, ignore_errors=True)
-                part.rename(folder)
-            break
-        except (
-            OSError,
-            HTTPException,
-            subprocess.SubprocessError,
-            StopIteration,
-            UserError,
-        ) as error:
-            failures.append(f"{source} ({type(error).__name__})")
-    return failures
+def check(folder: Path) -> None:
+    """Raise UserError unless all four are there and right."""
+    for name, sha256 in FILES.items():
+        read_idx(folder / name, sha256)
 
 
 def find_fashion_mnist(data_dir: Path | None = None) -> Path:
@@ -164,9 +79,10 @@ def find_fashion_mnist(data_dir: Path | None = None) -> Path:
     every place tried and the remedies.
     """
     named = data_dir or os.environ.get("TINYLDM_DATA")
-    roots = [Path(named)] if named else [Path("data"), INSTALLED, cache()]
+    roots = [Path(named)] if named else [Path("data"), INSTALLED, cache("fashion-mnist")]
     folders = [folder for root in roots for folder in (root, root / "FashionMNIST" / "raw")]
-    failures = [] if named or any(map(holds_fashion_mnist, folders)) else fetch(cache())
+    here = named or any(map(holds_fashion_mnist, folders))
+    failures = [] if here else fetch("fashion-mnist", SOURCES, check)
     for folder in filter(holds_fashion_mnist, folders):
         return folder
     tried = ", ".join([*map(str, folders), *failures])

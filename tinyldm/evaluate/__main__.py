@@ -90,10 +90,11 @@ def distances(features: Tensor, reference: Tensor) -> Row:
     return {"fd": fd, "kd": kd, "precision": precision, "recall": recall}
 
 
-def measure_vae(x_hat: Tensor, images: Tensor) -> Row:
-    """PSNR and CE of images uint8 (n, k, H, W) that were encoded and decoded."""
-    ce = edge_f1(canny(to_uint8(x_hat)), canny(images))
-    return {"psnr": psnr(x_hat, to_float(images)).mean().item(), "ce": estimate(ce)}
+def measure_vae(x_hat: Tensor, data: Dataset) -> Row:
+    """PSNR and CE of images that were encoded and decoded, to x_hat (n, k, H, W)."""
+    ce = edge_f1(canny(to_uint8(x_hat)), canny(data.images))
+    db = psnr(x_hat, to_float(data.images)).mean().item()
+    return {"psnr": db, "ce": estimate(ce, origins=data.origins)}
 
 
 def measure_base(sample: Sample, panel: Panel, train: Dataset, seed: int) -> Row:
@@ -103,7 +104,8 @@ def measure_base(sample: Sample, panel: Panel, train: Dataset, seed: int) -> Row
     real, _ = panel.judge(to_float(train.images[order[: len(panel)]]))
     row = distances(features, panel.reference)
     row |= {f"{k}_floor": v for k, v in distances(real, panel.reference).items()}
-    return row | {f"acc_{k}": share(found, panel.labels[k]) for k, found in seen.items()}
+    found = {f"acc_{k}": share(v, panel.labels[k], panel.origins) for k, v in seen.items()}
+    return row | found
 
 
 def control_row(found: Sampled, asked: dict[str, Tensor], panel: Panel, ce: Tensor) -> Row:
@@ -113,16 +115,16 @@ def control_row(found: Sampled, asked: dict[str, Tensor], panel: Panel, ce: Tens
     counts as the prompt asks for it; without a prompt, as the hint's image has it.
     """
     first, *attributes = panel.judge.labels
-    wanted = {**panel.labels, **asked}
+    wanted, right = {**panel.labels, **asked}, partial(share, origins=panel.origins)
     return {
         "ef0": found.ef0.mean().item(),
         "ch": found.ch.mean().item(),
         "ce": ce.mean().item(),
-        "gain": estimate(found.ef0, found.ch, ce, statistic=gain),
+        "gain": estimate(found.ef0, found.ch, ce, statistic=gain, origins=panel.origins),
         "fd": frechet_distance(found.features, panel.reference),
-        "acc_t": share(found.seen[first], asked[first]).mean if asked else None,
-        "acc_e": share(found.seen[first], panel.labels[first]).mean,
-        **{f"acc_{name}": share(found.seen[name], wanted[name]) for name in attributes},
+        "acc_t": right(found.seen[first], asked[first]).mean if asked else None,
+        "acc_e": right(found.seen[first], panel.labels[first]).mean,
+        **{f"acc_{name}": right(found.seen[name], wanted[name]) for name in attributes},
     }
 
 
@@ -167,7 +169,7 @@ def print_tables(results: Row) -> None:
 def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     """All numbers. Raises UserError."""
     s = settings
-    ldm, (train, test) = load_run(s.base, "train", "test")
+    ldm, (train, test) = load_run(s.base, "train", "test", augmented=False)
     if s.steps > ldm.schedule.T:
         raise UserError(f"--steps {s.steps}: must be between 1 and {ldm.schedule.T}")
     if len(test) < FEWEST:
@@ -193,7 +195,7 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
         "control_passes": s.control_passes,
         "precision": str(machine.dtype).removeprefix("torch."),
         "classifier": {f"acc_{k}": score for k, score in panel.accuracy.items()},
-        "vae": measure_vae(x_hat, panel.data.images),
+        "vae": measure_vae(x_hat, panel.data),
         "base": measure_base(sample, panel, train, s.seed),
         "control": rows,
     }

@@ -6,12 +6,12 @@ committed weights are in classifiers/, with checksum and test accuracy.
 """
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from tinyldm.data import load
-from tinyldm.data.dataset import Columns, Dataset, to_float
+from tinyldm.data.colour import colour_of
+from tinyldm.data.dataset import Columns, Dataset, to_float, to_uint8
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
@@ -27,11 +28,13 @@ from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
 from tinyldm.training.networks import load_weights, save_weights
-from tinyldm.training.settings import FitSettings, Flat, MachineSettings
+from tinyldm.training.settings import DatasetName, FitSettings, Flat, MachineSettings, within
 
 FOLDER = Path(__file__).parent / "classifiers"
 WIDTHS = (32, 64, 96, 128)
 SIZE = (32, 32)
+Measure = Callable[[Tensor], Tensor]  # images uint8 (n, k, H, W) -> the value that each has (n,)
+MEASURED: dict[str, dict[str, Measure]] = {"emoji": {"colour": colour_of}}
 
 
 class Classifier(nn.Module):
@@ -57,15 +60,23 @@ class Judge:
     """A trained classifier with the names of its labels; takes images of any resolution in any number."""
 
     classifier: Classifier
-    labels: tuple[str, ...]  # "class" first, as in Dataset.labels
+    learnt: tuple[str, ...]  # the labels that it sees, "class" first, as in Dataset.labels
+    measured: dict[str, Measure] = field(
+        default_factory=dict
+    )  # those for which no network is asked
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*self.learnt, *self.measured)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (n, k, H, W) in [-1, 1] -> features (n, 128), float32, and predictions name -> (n,)."""
         parts = (F.interpolate(part.clamp(-1, 1), SIZE, mode="area") for part in x.split(500))
         features = torch.cat([self.classifier.body(part) for part in parts])
-        predictions = [head(features).argmax(-1) for head in self.classifier.heads]
-        return features, dict(zip(self.labels, predictions, strict=True))
+        seen = [head(features).argmax(-1) for head in self.classifier.heads]
+        found = {name: measure(to_uint8(x)) for name, measure in self.measured.items()}
+        return features, dict(zip(self.learnt, seen, strict=True)) | found
 
 
 def load_judge(dataset: str) -> Judge:
@@ -76,8 +87,9 @@ def load_judge(dataset: str) -> Judge:
     with files.expecting("a judge's card", path.with_suffix(".json"), remedy):
         with torch.device("meta"):
             classifier = Classifier(card["channels"], card["values"])
-        checksum, labels = str(card["sha256"]), tuple(card["labels"])
-    return Judge(load_weights(path, classifier, checksum, remedy), labels)
+        checksum, learnt = str(card["sha256"]), tuple(card["labels"])
+    classifier = load_weights(path, classifier, checksum, remedy)
+    return Judge(classifier, learnt, MEASURED.get(dataset, {}))
 
 
 def classification_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -99,9 +111,12 @@ def accuracy(seen: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, fl
 class JudgeSettings:
     """Train the judge on real images and save it, with its test accuracy, into `out`."""
 
-    dataset: Literal["fashion-mnist", "shapes"] = "fashion-mnist"
+    dataset: DatasetName = "fashion-mnist"
     data_dir: Path | None = None
-    """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
+    """Folder with Fashion-MNIST's four idx files, or the font NotoColorEmoji.ttf; by default $TINYLDM_DATA,
+    then the usual places."""
+    views: int = 1
+    """Versions of each training drawing of emoji."""
     out: Path = FOLDER
     run: Annotated[MachineSettings, Flat] = MachineSettings(precision="fp32")
     fit: Annotated[FitSettings, Flat] = FitSettings(
@@ -114,13 +129,18 @@ class JudgeSettings:
         preview_every=1000,
     )
 
+    def __post_init__(self) -> None:
+        within(self, 1, 64 if self.dataset == "emoji" else 1, "views")
+
 
 def train(settings: JudgeSettings, data: Dataset) -> Judge:
     """A judge for this dataset; of its run folder only the weights are kept."""
     run = settings.run
     torch.manual_seed(run.seed)
-    classifier = Classifier(data.images.shape[1], list(map(len, data.names.values())))
-    columns = Columns(data.images, torch.stack(list(data.labels.values()), dim=1))
+    measured = MEASURED.get(settings.dataset, {})
+    learnt = tuple(name for name in data.labels if name not in measured)
+    classifier = Classifier(data.images.shape[1], [len(data.names[name]) for name in learnt])
+    columns = Columns(data.images, torch.stack([data.labels[name] for name in learnt], dim=1))
     with (
         tempfile.TemporaryDirectory() as folder,
         process(run.device, run.precision, run.threads) as machine,
@@ -136,7 +156,7 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
             seed=run.seed,
             machine=replace(machine, capture=False),  # the shift is drawn on the CPU
         )
-    return Judge(classifier.cpu().requires_grad_(False), tuple(data.labels))
+    return Judge(classifier.cpu().requires_grad_(False), learnt, measured)
 
 
 def main(settings: JudgeSettings) -> None:
@@ -146,13 +166,13 @@ def main(settings: JudgeSettings) -> None:
     if path.exists():
         raise UserError(f"--out {settings.out}: holds {path.name}; move it, or name another folder")
     every = partial(load, settings.dataset, data_dir=settings.data_dir, held_out=True)
-    data, test = every("train"), every("test")
+    data, test = every("train", views=settings.views), every("test")
     judge = train(settings, data)
     _, seen = judge(to_float(test.images))
     card = {
         "channels": data.images.shape[1],
-        "values": list(map(len, data.names.values())),
-        "labels": judge.labels,
+        "values": [len(data.names[name]) for name in judge.learnt],
+        "labels": judge.learnt,
         "sha256": save_weights(path, judge.classifier),
         "accuracy": accuracy(seen, test.labels),
         "test_images": len(test),

@@ -21,15 +21,24 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    *columns: Tensor, statistic: Callable = lambda mean: mean, resamples: int = 1000, seed: int = 0
+    *columns: Tensor,
+    statistic: Callable = lambda mean: mean,
+    origins: Tensor | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """statistic(mean of each column), with its 95 % bootstrap interval over images.
 
-    Columns are (n,); each resample takes the same images of all of them.
+    Columns are (n,); each resample takes the same images of all of them, and all images of one origin
+    together, if origins (n,) are given: they are no independent draws.
     """
     every, n = torch.stack(columns).double(), len(columns[0])
-    picks = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
-    values = statistic(*every[:, picks].mean(2))
+    group = torch.arange(n) if origins is None else origins.unique(return_inverse=True)[1]
+    counts = group.bincount().double()  # (m,)
+    sums = torch.zeros(len(columns), len(counts)).double().index_add_(1, group, every)
+    draw = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(counts), (resamples, len(counts)), generator=draw)
+    values = statistic(*(sums[:, picks].sum(2) / counts[picks].sum(1)))
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(statistic(*every.mean(1)).item(), low, high)
 
@@ -54,9 +63,9 @@ def gain(ef0: Any, ch: Any, ce: Any) -> Any:
     return (ef0 - ch) / (ce - ch)
 
 
-def share(a: Tensor, b: Tensor) -> Estimate:
+def share(a: Tensor, b: Tensor, origins: Tensor | None = None) -> Estimate:
     """Share of the entries of a and b (n,) that are equal, with its interval."""
-    return estimate((a == b).float())
+    return estimate((a == b).float(), origins=origins)
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
@@ -114,9 +123,12 @@ def different(labels: Tensor) -> Tensor:
     return labels[:, None] != labels
 
 
-def partners(allowed: Tensor, seed: int) -> Tensor:
-    """For each of n images a random other j with allowed[i, j] (n, n); any other where none is."""
-    others = ~torch.eye(len(allowed), dtype=torch.bool)
+def partners(allowed: Tensor, seed: int, others: Tensor | None = None) -> Tensor:
+    """For each of n images a random other j with allowed[i, j] (n, n); any other where none is.
+
+    `others` (n, n) tells which images are others; by default all but itself.
+    """
+    others = ~torch.eye(len(allowed), dtype=torch.bool) if others is None else others
     allowed = allowed & others
     allowed = torch.where(allowed.any(1, keepdim=True), allowed, others)
     noise = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(seed))

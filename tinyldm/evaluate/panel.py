@@ -27,7 +27,7 @@ class Sampled:
     features: Tensor  # (n, d), the judge's
     seen: dict[str, Tensor]  # label -> (n,)
     ef0: Tensor  # (n,) edge F1 against the image's own hint
-    ch: Tensor  # (n,) the same against the hint of another image of the class: chance
+    ch: Tensor  # (n,) the same against the hint of another image of the class, and origin: chance
 
 
 class Panel:
@@ -46,7 +46,9 @@ class Panel:
         self.hints = condition(self.data.images)  # bool (n, 1, H, W)
         self.captions = self.data.captions.full()
         self.labels = self.data.labels
-        self.strangers = partners(~different(self.labels["class"]), seed)  # (n,)
+        self.origins = self.data.origins  # (n,)
+        same_class, others = ~different(self.labels["class"]), different(self.origins)
+        self.strangers = partners(same_class, seed, others)  # (n,)
         self.reference, seen = judge(
             to_float(test.images)
         )  # features of the whole test split (m, d)

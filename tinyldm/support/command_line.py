@@ -6,12 +6,13 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import tyro
 
-from tinyldm.support import streams
+from tinyldm.support import files, streams
 from tinyldm.support.errors import Finished, Stopped, UserError
 
 Settings = TypeVar("Settings")
@@ -86,12 +87,26 @@ def explained(box: str) -> str:
     return message + "".join(f" (here it is --{OURS[flag]})" for flag in flags if flag in OURS)
 
 
+def preset_of(base: str) -> str:
+    """The preset of a base, by its settings.json; "" if it does not say, of which others complain."""
+    try:
+        return str(files.read_json(Path(base, "settings.json"), "")["preset"])
+    except (UserError, LookupError, TypeError):
+        return ""
+
+
 def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = None) -> Settings:
-    """The settings that `--preset NAME` names, auto is cpu, then the other flags."""
+    """The settings that `--preset NAME` names, then the other flags.
+
+    auto is the preset of the base that is built upon, or the one with the name of --dataset, else cpu.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="auto", nargs="?")
-    name = first.parse_known_args(args)[0].preset
-    found = {"auto": presets["cpu"], **presets}
+    first.add_argument("--dataset", nargs="?")
+    first.add_argument("--base", nargs="?", default=getattr(presets["cpu"], "base", None))
+    given = first.parse_known_args(args)[0]
+    name, auto = given.preset, preset_of(given.base) if given.base else given.dataset
+    found = {"auto": presets.get(auto, presets["cpu"]), **presets}
     if name is None:
         raise UserError(f"--preset: give one of {', '.join(found)}")
     if name not in found:

@@ -15,6 +15,7 @@ from tinyldm.training.settings import (
 )
 
 muon = partial(FitSettings, optimizer="muon", warmup=50)
+emoji = DataSettings(dataset="emoji", resolution=64, views=8)
 tiny = FitSettings(steps=6, batch_size=8, warmup=2, log_every=2, preview_every=6)
 
 
@@ -34,11 +35,19 @@ BASE_PRESETS = {
         vae_fit=tiny,
         fit=tiny,
     ),
+    "emoji": BaseSettings(
+        preset="emoji",
+        data=emoji,
+        vae=VAESizes(image_channels=3),
+        vae_fit=muon(steps=1900, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=950),
+        fit=muon(steps=1100, batch_size=64, lr=4e-3, ema=0.995, preview_every=550),
+        kl_weight=3e-5,
+    ),
     "gpu": BaseSettings(
         preset="gpu",
-        data=DataSettings(resolution=64),
+        data=emoji,
         run=RunSettings(precision="bf16"),
-        vae=VAESizes(widths=(64, 128, 256)),
+        vae=VAESizes(image_channels=3, widths=(64, 128, 256)),
         text=TextSizes(width=256, layers=4, heads=8),
         unet=UNetSizes(
             widths=(128, 256, 384),
@@ -61,6 +70,9 @@ BASE_PRESETS["long"] = replace(
 CONTROL_PRESETS = {
     "cpu": ControlSettings(
         preset="cpu", fit=muon(steps=900, batch_size=32, lr=8e-3, ema=0.995, preview_every=450)
+    ),
+    "emoji": ControlSettings(
+        preset="emoji", fit=muon(steps=900, batch_size=32, lr=8e-3, ema=0.995, preview_every=450)
     ),
     "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
     "gpu": ControlSettings(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -260,14 +261,19 @@ def complete(out: Path) -> None:
 def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:
     """Splits of a dataset. Raises UserError."""
     s = settings
-    return [load(s.dataset, split, s.resolution, s.data_dir, s.limit) for split in splits]
+    load_split = partial(
+        load, s.dataset, resolution=s.resolution, data_dir=s.data_dir, limit=s.limit, views=s.views
+    )
+    return [load_split(split) for split in splits]
 
 
 def data_settings(base: Path) -> DataSettings:
     """What a base was trained on; a folder of data that has gone is left open. Raises UserError."""
     sealed = Sealed(base, NO_BASE)
     with files.expecting("the settings of a base", base / SETTINGS, NO_BASE):
-        data: DataSettings = decode(DataSettings, json.loads(sealed.read(SETTINGS))["data"])
+        data: DataSettings = decode(
+            DataSettings, {"views": 1, **json.loads(sealed.read(SETTINGS))["data"]}
+        )
     there = data.data_dir and os.path.isdir(data.data_dir)
     return data if there else replace(data, data_dir=None)
 
@@ -277,9 +283,16 @@ def dataset_of(base: Path) -> str:
     return data_settings(base).dataset
 
 
-def load_run(base: Path, *splits: str) -> tuple[LatentDiffusion, list[Dataset]]:
-    """A base's model, and splits of the dataset that it was trained on. Raises UserError."""
-    ldm, every = load_base(base), load_data(data_settings(base), *splits)
+def load_run(
+    base: Path, *splits: str, augmented: bool = True
+) -> tuple[LatentDiffusion, list[Dataset]]:
+    """A base's model, and splits of the dataset that it was trained on. Raises UserError.
+
+    Unless `augmented`, each drawing is there as it is only.
+    """
+    data = data_settings(base)
+    data = data if augmented else replace(data, views=1)
+    ldm, every = load_base(base), load_data(data, *splits)
     expected = (ldm.vae.config.image_channels, ldm.resolution, ldm.resolution)
     if (found := tuple(every[0].images.shape[1:])) != expected:
         raise UserError(

@@ -13,9 +13,10 @@ from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
 
 Flat = arg(name="")  # its flags carry no prefix: --lr, not --fit.lr
-Preset = Literal["auto", "tiny", "cpu", "long", "gpu"]
+Preset = Literal["auto", "tiny", "cpu", "long", "emoji", "gpu"]
 Density = Annotated[Literal["uniform", "logit-normal"], arg(aliases=["--timesteps"])]
 
+DatasetName = Literal["fashion-mnist", "shapes", "emoji"]
 MOST = 10**9  # of steps, images, ...
 
 
@@ -45,17 +46,22 @@ def downsampling(vae: VAEConfig, unet: UNetConfig) -> int:
 class DataSettings:
     """What to train on."""
 
-    dataset: Literal["fashion-mnist", "shapes"] = "fashion-mnist"
-    """Fashion-MNIST (fetched if it is not here) or drawn shapes (needs no files)."""
+    dataset: DatasetName = "fashion-mnist"
+    """Fashion-MNIST, emoji in eight colours (both are fetched if they are not here), or drawn shapes (needs
+    no files)."""
     data_dir: Path | None = None
-    """Folder with Fashion-MNIST's four idx files; by default $TINYLDM_DATA, then the usual places."""
+    """Folder with Fashion-MNIST's four idx files, or the font NotoColorEmoji.ttf; by default $TINYLDM_DATA,
+    then the usual places."""
     resolution: int = 32
     """Height and width of the images in pixels; a multiple of the VAE's and U-Net's downsampling."""
     limit: int = 0
     """Use only the first N images of each split; 0 means all."""
+    views: int = 1
+    """Versions of each training drawing of emoji: as it is, then flipped, turned, scaled and shifted."""
 
     def __post_init__(self) -> None:
         within(self, 0, MOST, "limit")
+        within(self, 1, 64 if self.dataset == "emoji" else 1, "views")
         within(self, 32, 4096, "resolution")
 
 
@@ -164,8 +170,9 @@ class BaseSettings:
     """Train a latent diffusion model: the autoencoder, then text encoder and U-Net on its latents."""
 
     preset: Preset = "auto"
-    """Where the defaults of all other settings come from. auto is cpu, on whatever device is there; long is
-    three times its steps; gpu is for 64 px and larger networks; tiny is for tests."""
+    """Where the defaults of all other settings come from. auto is emoji with --dataset emoji, else cpu, on
+    whatever device is there; long is three times the steps of cpu; gpu is emoji with larger networks; tiny is
+    for tests."""
     out: Path = Path("runs/base")
     """Run folder: weights, config, pictures, metrics."""
     data: Annotated[DataSettings, Flat] = DataSettings()
@@ -197,8 +204,7 @@ class ControlSettings:
     base: Path = Path("runs/base")
     """Run folder of the base; its dataset is used here too."""
     preset: Preset = "auto"
-    """Where the defaults of all other settings come from. auto is cpu, on whatever device is there; long is
-    three times its steps; gpu is for 64 px and larger networks; tiny is for tests."""
+    """Where the defaults of all other settings come from; auto is the preset of the base."""
     out: Path = Path("runs/control")
     """Run folder: weights, config, pictures, metrics."""
     run: Annotated[RunSettings, Flat] = RunSettings()
