@@ -102,25 +102,31 @@ class Emoji(NamedTuple):
     name: str  # without words of colour
 
     @property
+    def rank(self) -> int:
+        """A stable random number: what orders the drawings."""
+        digest = hashlib.sha256(f"{ord(self.character):X}".encode()).digest()
+        return int.from_bytes(digest, "big")
+
+    @property
     def split(self) -> str:
         """The split that it is in, in every colour, whatever the font has beside it."""
-        digest = hashlib.sha256(f"{ord(self.character):X}".encode()).digest()
-        return SPLITS.get(int.from_bytes(digest, "big") % 10, "train")
+        return SPLITS.get(self.rank % 10, "train")
 
 
 @lru_cache(maxsize=1)
 def read_names() -> tuple[Emoji, ...]:
-    """What emoji.tsv lists, in its order."""
+    """What emoji.tsv lists, in an order that mixes the kinds."""
     lines = NAMES_FILE.read_text(encoding="utf-8").splitlines()
     rows = DictReader((line for line in lines if not line.startswith("#")), delimiter="\t")
-    return tuple(
+    found = [
         Emoji(
             chr(int(row["code"], 16)),
             KIND_OF[row["subgroup"]],
             " ".join(w for w in row["name"].split() if w not in WORDS_OF_COLOUR),
         )
         for row in rows
-    )
+    ]
+    return tuple(sorted(found, key=lambda emoji: emoji.rank))
 
 
 # ---------------------------------------------------------------- the font

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from tinyldm.data.dataset import to_uint8
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
 
+Rows = Sequence[tuple[str, Sequence[Tensor]]]  # labels with images (k, H, W) in [-1, 1]
 GAP, LINE = 4, 22  # pixels between tiles, height of a label
+FRAME, REST = 120, 2500  # milliseconds that a frame of an animation stays, and the last one
 GIVE = "give a PNG or JPEG picture"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # that PIL decodes by itself
 EDGE = 153  # six tenths of white: half of it makes smoothly enlarged edges too wide
@@ -47,11 +50,8 @@ def drawable(text: str, length: int) -> str:
     return "".join(c if c.isprintable() else "?" for c in line)
 
 
-def save_grid(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], size: int = 96) -> None:
-    """Write a PNG with one labelled row of images (k, H, W) in [-1, 1] per entry; make folders.
-
-    Labels may be any text. Raises UserError, and writes nothing, if an image is not finite.
-    """
+def draw_grid(path: Path, rows: Rows, size: int) -> Image.Image:
+    """One labelled row of images per entry, to be written to `path`. Raises UserError as `pixels`."""
     columns, blank = max(len(images) for _, images in rows), torch.ones(1, size, size)
     filled = [[*images, *[blank] * (columns - len(images))] for _, images in rows]
     tiles = [tile(pixels(path, x), size) for images in filled for x in images]
@@ -60,7 +60,22 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], size: in
     for i, (label, _) in enumerate(rows):
         corner = 0, i * (LINE + size + GAP) + 1
         draw.text(corner, drawable(label, canvas.width), fill="black", font=font)
-    write_png(path, canvas)
+    return canvas
+
+
+def save_grid(path: Path, rows: Rows, size: int = 96) -> None:
+    """Write a PNG with one labelled row of images (k, H, W) in [-1, 1] per entry; make folders.
+
+    Labels may be any text. Raises UserError, and writes nothing, if an image is not finite.
+    """
+    write_picture(path, draw_grid(path, rows, size), "PNG")
+
+
+def save_animation(path: Path, frames: Sequence[Rows], size: int = 96) -> None:
+    """Write grids as a GIF that starts over after resting on the last; as `save_grid` otherwise."""
+    first, *others = (draw_grid(path, rows, size) for rows in frames)
+    times = [FRAME] * len(others) + [REST]
+    write_picture(path, first, "GIF", save_all=True, append_images=others, duration=times, loop=0)
 
 
 def save_image(path: Path, x: Tensor) -> None:
@@ -68,12 +83,12 @@ def save_image(path: Path, x: Tensor) -> None:
 
     Raises UserError, and writes nothing, if it is not finite.
     """
-    write_png(path, transforms.to_pil_image(pixels(path, x)))
+    write_picture(path, transforms.to_pil_image(pixels(path, x)), "PNG")
 
 
-def write_png(path: Path, picture: Image.Image) -> None:
+def write_picture(path: Path, picture: Image.Image, format: str, **settings: Any) -> None:
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    picture.save(content, format, **settings)
     files.write(path, content.getvalue())
 
 

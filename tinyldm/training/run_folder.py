@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -258,13 +257,11 @@ def complete(out: Path) -> None:
                 plot_losses(out)
 
 
-def load_data(settings: DataSettings, *splits: str) -> list[Dataset]:
-    """Splits of a dataset. Raises UserError."""
+def load_data(settings: DataSettings, *splits: str, held_out: bool = False) -> list[Dataset]:
+    """Splits of a dataset, with its held-out pairs or without. Raises UserError."""
     s = settings
-    load_split = partial(
-        load, s.dataset, resolution=s.resolution, data_dir=s.data_dir, limit=s.limit, views=s.views
-    )
-    return [load_split(split) for split in splits]
+    sizes = s.resolution, s.data_dir, s.limit, held_out, s.views
+    return [load(s.dataset, split, *sizes) for split in splits]
 
 
 def data_settings(base: Path) -> DataSettings:
@@ -284,7 +281,7 @@ def dataset_of(base: Path) -> str:
 
 
 def load_run(
-    base: Path, *splits: str, augmented: bool = True
+    base: Path, *splits: str, augmented: bool = True, held_out: bool = False
 ) -> tuple[LatentDiffusion, list[Dataset]]:
     """A base's model, and splits of the dataset that it was trained on. Raises UserError.
 
@@ -292,7 +289,7 @@ def load_run(
     """
     data = data_settings(base)
     data = data if augmented else replace(data, views=1)
-    ldm, every = load_base(base), load_data(data, *splits)
+    ldm, every = load_base(base), load_data(data, *splits, held_out=held_out)
     expected = (ldm.vae.config.image_channels, ldm.resolution, ldm.resolution)
     if (found := tuple(every[0].images.shape[1:])) != expected:
         raise UserError(
