@@ -1,5 +1,6 @@
-# Two commands do everything on a fresh machine:   make run   and   make test
-# An interrupted `make run` resumes where it stopped, a finished one changes nothing; `make clean-runs run` starts over.
+# Two commands do everything on a fresh machine:   make run   (or   make emoji)   and   make test
+# An interrupted `make run` or `make emoji` resumes where it stopped, a finished one changes nothing;
+# `make clean-runs run` starts over.
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
@@ -7,20 +8,29 @@ resume = $(if $(wildcard $(RUNS)/$(1)/settings.json),--resume latest)
 shown := evaluation.json samples.png
 trained := $(RUNS)/base/manifest.json $(RUNS)/control/manifest.json
 
-.PHONY: run show test claims clean-runs clean
+.PHONY: run emoji show samples gallery test claims clean-runs clean
 
 run: .venv/ready  ## data, base, ControlNet, evaluation table and pictures, into runs/
-	$(BIN)/python train_base.py --out $(RUNS)/base $(call resume,base)
+	$(BIN)/python train_base.py $(PRESET:%=--preset %) --out $(RUNS)/base $(call resume,base)
 	$(BIN)/python train_control.py --base $(RUNS)/base --out $(RUNS)/control $(call resume,control)
 	@cat $(trained) | cmp -s - $(RUNS)/.shown && ls $(shown:%=$(RUNS)/%) || $(MAKE) show
 
-show:  ## pictures and evaluation; .shown keeps the checksums of the runs that they are of
+emoji:  ## the same for emoji in eight colours at 64 px, into runs/emoji; within an hour
+	$(MAKE) run RUNS=$(RUNS)/emoji PRESET=emoji
+
+show: $(if $(filter emoji,$(PRESET)),gallery,samples)  ## pictures and evaluation
+	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $(RUNS)/evaluation.json
+	cat $(trained) > $(RUNS)/.shown  # the checksums of the runs that they are of
+
+gallery:
+	$(BIN)/python -m tinyldm.evaluate.gallery --base $(RUNS)/base --control $(RUNS)/control \
+		--out $(RUNS)/samples.png --animation $(RUNS)/samples.gif
+
+samples:
 	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $(RUNS)/samples.png \
 		--hint $(foreach name,coat coat bag bag dress ankle-boot,$(RUNS)/control/hints/$(name).png) \
 		--prompt "a photo of a dark coat" "a photo of a light coat" "a photo of a dark bag" "a photo of a grey bag" \
 		"a photo of a light dress" "a photo of a dark ankle boot"
-	$(BIN)/python -m tinyldm.evaluate --base $(RUNS)/base --control $(RUNS)/control --json $(RUNS)/evaluation.json
-	cat $(trained) > $(RUNS)/.shown
 
 claims: .venv/ready  ## the papers' claims, tested; takes hours, and an interrupted run resumes
 	$(BIN)/python -m tinyldm.claims
