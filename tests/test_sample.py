@@ -19,10 +19,12 @@ from tinyldm.data import load
 from tinyldm.data.conditions import canny
 from tinyldm.data.dataset import to_float, to_uint8
 from tinyldm.data.pictures import hint_image, save_grid, save_image
-from tinyldm.diffusion import Schedule
+from tinyldm.diffusion import Schedule, seeded
 from tinyldm.evaluate import __main__ as evaluate_file
 from tinyldm.evaluate.__main__ import EvaluateSettings
 from tinyldm.evaluate.__main__ import main as evaluate
+from tinyldm.evaluate.gallery import GallerySettings, first_of_each, in_every_colour, predicted
+from tinyldm.evaluate.gallery import main as gallery
 from tinyldm.evaluate.judge import load_judge
 from tinyldm.evaluate.metrics import (
     edge_f1,
@@ -603,3 +605,74 @@ def test_to_compare_is_to_measure_nothing(monkeypatch, tmp_path):
     args = ["--compare", "a.json", "b.json", "--plot", "c.png", "--base", str(tmp_path)]
     evaluate(parse(EvaluateSettings, args=args))
     assert called == [((Path("a.json"), Path("b.json")), Path("c.png"))]
+
+
+# ---------------------------------------------------------------- gallery
+
+
+def test_the_predicted_z_0_of_a_step_is_that_of_the_eps_which_the_model_predicts(runs):
+    """z_0 = (z_t - sigma_t eps) / alpha_t [DDIM, eq. 12], at each of the timesteps, and last the sample."""
+    ldm, how = base_of(runs), {"seed": 3, "steps": 4}
+    found = list(predicted(ldm, [RED, BLUE], guidance=1.0, **how))
+    z_T = seeded(3, 2)(torch.Size([2, *ldm.latent_shape]))
+    states = [z_T, *generate(ldm, [RED, BLUE], guidance=1.0, sampler="ddim", **how)]
+    for t, z_t, z_0 in zip(ldm.schedule.timesteps(4), states, found, strict=False):
+        with torch.no_grad():
+            eps = ldm.eps_fn([RED, BLUE])(z_t, torch.tensor([t, t]))
+        alpha, sigma = ldm.schedule.alpha_sigma(t)
+        torch.testing.assert_close(z_0, (z_t - sigma * eps) / alpha, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found[-1], states[-1])
+
+
+def test_a_gallery_shows_the_first_image_of_each_drawing():
+    assert first_of_each(torch.tensor([7, 7, 5, 7, 9, 5]), 2) == [0, 2]
+    assert first_of_each(torch.tensor([7, 7, 5, 7, 9, 5]), 9) == [0, 2, 4]
+
+
+def test_a_gallery_asks_for_every_colour_of_the_same_class():
+    data = load("shapes", "test", limit=400)
+    prompts = in_every_colour(data, 0)
+    shape, colours = data.names["class"][data.labels["class"][0]], data.names["colour"]
+    assert [f"{colour} {shape}" in prompt for colour, prompt in zip(colours, prompts, strict=True)]
+    asked = data.labels["colour"][[data.captions.full().index(p) for p in prompts]].tolist()
+    there = {*data.labels["colour"][data.labels["class"] == data.labels["class"][0]].tolist()}
+    assert [v if v in there else asked[v] for v in range(6)] == asked
+
+
+def test_a_gallery_has_hint_colours_with_control_and_the_same_without(runs):
+    flags = [*("--rows", 2, "--animation-rows", 1, "--steps", 3, "--seed", 4, "--device", "cpu")]
+    places = ["--base", runs / "base", "--control", runs / "control", "--out", runs / "g.png"]
+    args = [str(arg) for arg in (*places, "--animation", runs / "g.gif", *flags)]
+    gallery(parse(GallerySettings, args=args))
+    size = (64 + LINE + GAP) * 2, 14 * (64 + GAP), 3  # hint, 6 colours, a gap, 6 colours
+    with Image.open(runs / "g.png") as picture:
+        pixels = np.asarray(picture)
+    with Image.open(runs / "g.gif") as animation:
+        assert animation.n_frames == 3 and animation.size == (size[1], size[0] // 2)
+        assert animation.info["loop"] == 0
+    assert pixels.shape == size
+    row = [pixels[LINE : LINE + 64, x : x + 64] for x in range(0, size[1], 64 + GAP)]
+    ldm, test = base_of(runs), load("shapes", "test", limit=64, held_out=True)
+    controlnet, _ = load_control(runs / "control", runs / "base", ldm)
+    placed(controlnet)
+    hints, prompts = canny(test.images[:2]), [in_every_colour(test, i) for i in (0, 1)]
+    column = [of[2] for of in prompts]
+    how = {"sampler": "ddim", "steps": 3, "seed": 4, "control_passes": "prompted"}
+    for controls, place in (([Control(controlnet, hints)], 3), ([], 10)):
+        x = ldm.vae.decode(last(generate(ldm, column, controls=controls, **how)))[0]
+        wanted = to_uint8(x.detach()).permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
+        assert np.abs(row[place].astype(int) - wanted).max() <= 1
+    assert row[7].min() == 255
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--out", "g.jpg"], r"--out g\.jpg: name a file that ends in \.png"),
+        (["--animation", "g.png"], r"--animation g\.png: .* \.gif"),
+        (["--rows", "0"], "--rows 0: must be between 1 and 100"),
+    ],
+)
+def test_a_gallery_refuses_what_it_cannot_write(flags, words):
+    with pytest.raises(UserError, match=words):
+        parse(GallerySettings, args=flags)

@@ -120,7 +120,7 @@ def pictures_of_steps(
 
 def grid(labels: Sequence[str], hints: Tensor, pictures: Sequence[Tensor]) -> Rows:
     """The rows of a picture: a hint, one half of the pictures, a gap, the other half."""
-    half, gap = len(pictures) // 2, -torch.ones_like(pictures[0][0])
+    half, gap = len(pictures) // 2, torch.ones_like(pictures[0][0])
     return [
         (label, [hint_image(hint), *x[:half], gap, *x[half:]])
         for label, hint, x in zip(labels, hints, zip(*pictures, strict=True), strict=False)
