@@ -91,7 +91,7 @@ HELD_OUT = (  # never trained on
     *(("vehicle", "orange"), ("clock", "pink")),
 )
 SPLITS = {0: "test", 1: "validation"}  # of ten parts; the others are for training
-WORDS_OF_COLOUR = {*COLOURS, "black", "white", "brown"}
+WORDS_OF_COLOUR = {*COLOURS, "black", "white", "grey", "brown"}
 
 
 class Emoji(NamedTuple):
