@@ -103,6 +103,7 @@ def test_the_words_mean_what_browsers_mean_by_them():
     for word, name in names.items():
         picture = row((9, ImageColor.getrgb(name)))
         assert COLOURS[colour_of(picture).item()] == word
+        assert circular(dominant_hue(picture)[0].item(), HUES[word]) <= 16
 
 
 @settings(deadline=None)
@@ -189,6 +190,14 @@ def test_recolouring_to_its_own_hue_changes_nothing(word):
 def test_the_split_of_a_drawing_follows_from_its_character_alone():
     golden = {"😀": "train", "😄": "validation", "❤": "train", "🐦": "train", "🚂": "test"}
     golden |= {"🎸": "test", "⏰": "test", "⛵": "train", "🤣": "validation"}
+    golden |= {
+        "🙃": "validation",
+        "🤗": "train",
+        "🤠": "validation",
+        "🥱": "test",
+        "💖": "train",
+        "💬": "test",
+    }
     for character, split in golden.items():
         for kind, name in (("face", "smile"), ("bird", "owl")):
             assert Emoji(character, kind, name).split == split
@@ -571,11 +580,17 @@ def test_the_font_is_debians(monkeypatch, tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {FONT: b"font"}
 
 
-def test_a_font_that_draws_no_emoji_is_one_line(font, monkeypatch):
-    monkeypatch.setattr(emoji_file, "read_names", lambda: (Emoji("a", "face", "letter"),))
+@pytest.mark.parametrize("characters", ["a", "😀", "😀🎸"])
+def test_a_font_that_draws_nothing_for_a_split_is_one_line(font, monkeypatch, characters):
+    """A subset of the real one, say."""
+    few = tuple(Emoji(character, "face", "face") for character in characters)
+    monkeypatch.setattr(emoji_file, "read_names", lambda: few)
     with pytest.raises(UserError) as error:
         drawings.__wrapped__(font)
-    assert str(error.value) == f"{font}: draws no coloured emoji; {REMEDY}"
+    assert str(error.value) == f"{font}: draws too few coloured emoji; {REMEDY}"
+    one_each = tuple(Emoji(character, "face", "face") for character in "😀😄🎸")
+    monkeypatch.setattr(emoji_file, "read_names", lambda: one_each)
+    assert tuple(drawings.__wrapped__(font)) == one_each
 
 
 # ---------------------------------------------------------------- counting by drawing
