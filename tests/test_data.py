@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 
+from tinyldm.data import fetch as fetch_file
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
 from tinyldm.data.dataset import (
@@ -58,6 +59,7 @@ fashion = importlib.import_module(
 )  # the package has a function of that name
 
 ROOT = Path(__file__).parents[1]
+DEBIAN = "apt-get download dataset-fashion-mnist"
 PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8)
 IDX = b"\0\0\x08\x03" + struct.pack(">3i", 2, 3, 4) + PIXELS.tobytes()
 
@@ -105,36 +107,51 @@ def test_a_broken_gzip_is_one_clear_error(tmp_path, content):
         read_idx(tmp_path / "images", sha256(IDX))
 
 
-def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The folder, not there yet, in which what is fetched is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tinyldm"
+
+
+def ask(monkeypatch, mirror, debian) -> None:
+    """Fetch from these instead."""
+    sources = dict(zip(fashion.SOURCES, (mirror, debian), strict=True))
+    monkeypatch.setattr(fashion, "SOURCES", sources)
+
+
+def fetch_fashion() -> list[str]:
+    return fetch_file.fetch("fashion-mnist", fashion.SOURCES, fashion.check)
+
+
+def test_fashion_mnist_not_found_lists_the_places_and_the_remedies(tmp_path, monkeypatch, cache):
     def fail(folder):
         raise urllib.error.URLError("no network")
 
     monkeypatch.delenv("TINYLDM_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fashion, "cache", lambda: tmp_path / "cache" / "fashion-mnist")
     monkeypatch.setattr(fashion, "holds_fashion_mnist", lambda folder: False)
-    monkeypatch.setattr(fashion, "fetch_from_mirror", fail)
-    monkeypatch.setattr(fashion, "fetch_from_debian", fail)
+    ask(monkeypatch, fail, fail)
     with pytest.raises(UserError) as error:
         fashion.find_fashion_mnist()
     for place in (
         "data",
         "/usr/share/datasets/fashion-mnist",
-        "cache",
+        str(cache / "fashion-mnist"),
         "amazonaws",
         "apt-get",
         "--data-dir",
     ):
         assert place in str(error.value)
-    assert list((tmp_path / "cache").iterdir()) == []  # nothing half-fetched is left
+    assert list(cache.iterdir()) == []  # nothing half-fetched is left
 
 
-def test_what_a_source_serves_is_checked_before_it_is_kept(tmp_path, monkeypatch):
+def test_what_a_source_serves_is_checked_before_it_is_kept(monkeypatch, cache):
     """A mirror with other bytes leaves nothing behind; then the other source is asked."""
     right = dict(zip(fashion.FILES, (IDX, IDX + b"?", IDX + b"??", IDX + b"???"), strict=True))
     monkeypatch.setattr(fashion, "FILES", {name: sha256(x) for name, x in right.items()})
     monkeypatch.setattr(fashion, "read_sn3_pascalvincent_tensor", lambda path: None)
-    wrong, folder, asked = next(reversed(right)), tmp_path / "cache" / "fashion-mnist", []
+    wrong, folder, asked = next(reversed(right)), cache / "fashion-mnist", []
 
     def serve(change):
         def get(part):
@@ -144,14 +161,13 @@ def test_what_a_source_serves_is_checked_before_it_is_kept(tmp_path, monkeypatch
 
         return get
 
-    monkeypatch.setattr(fashion, "fetch_from_mirror", serve({wrong: b"another dataset"}))
-    monkeypatch.setattr(fashion, "fetch_from_debian", serve({wrong: IDX}))
-    said = [f"{source} (UserError)" for source in (fashion.MIRROR, fashion.DEBIAN)]
-    assert fashion.fetch(folder) == said and len(asked) == 2
-    assert list((tmp_path / "cache").iterdir()) == []
-    monkeypatch.setattr(fashion, "fetch_from_debian", serve({}))
-    assert fashion.fetch(folder) == said[:1] and fashion.holds_fashion_mnist(folder)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fashion-mnist"]
+    ask(monkeypatch, serve({wrong: b"another dataset"}), serve({wrong: IDX}))
+    said = [f"{source} (UserError)" for source in (fashion.MIRROR, DEBIAN)]
+    assert fetch_fashion() == said and len(asked) == 2
+    assert list(cache.iterdir()) == []
+    ask(monkeypatch, serve({wrong: b"another dataset"}), serve({}))
+    assert fetch_fashion() == said[:1] and fashion.holds_fashion_mnist(folder)
+    assert [path.name for path in cache.iterdir()] == ["fashion-mnist"]
     kept = {path.name: gzip.decompress(path.read_bytes()) for path in folder.iterdir()}
     assert kept == {f"{name}.gz": content for name, content in right.items()}
 
@@ -193,7 +209,8 @@ def test_without_a_home_the_cache_is_among_temporary_files(monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    assert fashion.cache() == Path(tempfile.gettempdir()) / "tinyldm" / "fashion-mnist"
+    expected = Path(tempfile.gettempdir()) / "tinyldm" / "fashion-mnist"
+    assert fetch_file.cache("fashion-mnist") == expected
 
 
 @pytest.fixture
@@ -218,24 +235,24 @@ def drip():
         server.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_server_that_drips_and_a_tool_that_crawls_are_given_up(tmp_path, monkeypatch, drip):
+def test_a_server_that_drips_and_a_tool_that_crawls_are_given_up(monkeypatch, cache, drip):
     def trickle(folder):
         with contextlib.suppress(OSError), open(folder / "package", "wb", buffering=0) as file:
             while folder.exists():
                 file.write(b"x")
                 time.sleep(0.02)
 
-    monkeypatch.setattr(fashion, "MIRROR", drip)
-    monkeypatch.setattr(fashion, "SILENCE", 0.3)
-    monkeypatch.setattr(fashion, "fetch_from_debian", trickle)
+    monkeypatch.setattr(fetch_file, "SILENCE", 0.3)
+    names = [f"{name}.gz" for name in fashion.FILES]
+    ask(monkeypatch, fetch_file.from_mirror(drip, names), trickle)
     started = time.monotonic()
-    failures = fashion.fetch(tmp_path / "cache" / "fashion-mnist")
+    failures = fetch_fashion()
     assert time.monotonic() - started < 2
     assert len(failures) == 2 and all("TimeoutError" in failure for failure in failures)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list(cache.iterdir()) == []
 
 
-def test_a_slow_download_that_goes_on_is_waited_for(tmp_path, monkeypatch):
+def test_a_slow_download_that_goes_on_is_waited_for(monkeypatch, cache):
     def slow(folder):
         for name, content in CONTENTS.items():
             time.sleep(0.15)
@@ -244,16 +261,16 @@ def test_a_slow_download_that_goes_on_is_waited_for(tmp_path, monkeypatch):
     contents = [bytes([i]) * 2**17 for i in range(4)]
     CONTENTS = dict(zip(fashion.FILES, contents, strict=True))
     monkeypatch.setattr(fashion, "FILES", {name: sha256(x) for name, x in CONTENTS.items()})
-    monkeypatch.setattr(fashion, "SILENCE", 0.3)
-    monkeypatch.setattr(fashion, "fetch_from_mirror", slow)
+    monkeypatch.setattr(fetch_file, "SILENCE", 0.3)
+    ask(monkeypatch, slow, lambda folder: pytest.fail("was asked too"))
     monkeypatch.setattr(fashion, "read_idx", lambda path, sha256: path.read_bytes())
-    assert fashion.fetch(tmp_path / "fashion-mnist") == []
-    assert fashion.holds_fashion_mnist(tmp_path / "fashion-mnist")
+    assert fetch_fashion() == []
+    assert fashion.holds_fashion_mnist(cache / "fashion-mnist")
 
 
-def test_a_kill_while_fetching_leaves_nothing_that_is_taken_for_the_data(tmp_path):
+def test_a_kill_while_fetching_leaves_nothing_that_is_taken_for_the_data(cache):
     code = """
-import importlib, os, pathlib, signal, sys
+import importlib, os, signal
 fashion = importlib.import_module("tinyldm.data.fashion_mnist")
 
 def half(folder):
@@ -261,11 +278,10 @@ def half(folder):
         (folder / name).write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
-fashion.fetch_from_mirror = half
-fashion.fetch(pathlib.Path(sys.argv[1]))
+fashion.fetch("fashion-mnist", {"half": half}, fashion.check)
 """
-    folder = tmp_path / "cache" / "fashion-mnist"
-    killed = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, timeout=60)
+    folder = cache / "fashion-mnist"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
     assert killed.returncode == -signal.SIGKILL and not folder.exists()
     assert len(list(folder.parent.rglob("*idx?-ubyte"))) == 4  # where nobody looks
     for place in (folder, folder.parent):
@@ -275,7 +291,7 @@ fashion.fetch(pathlib.Path(sys.argv[1]))
 def test_a_named_data_dir_without_the_files_is_an_error_without_looking_elsewhere(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fashion, "fetch", lambda folder: pytest.fail("went to the network"))
+    monkeypatch.setattr(fashion, "fetch", lambda *a: pytest.fail("went to the network"))
     with pytest.raises(UserError, match=str(tmp_path)):
         fashion.find_fashion_mnist(tmp_path)
 
@@ -527,7 +543,7 @@ def test_a_subset_keeps_image_caption_label_and_held_out_together():
         assert torch.equal(part.images[i], data.images[j])
         assert part.captions.choices[i] == data.captions.choices[j]
         assert all(part.labels[name][i] == data.labels[name][j] for name in data.labels)
-        assert part.held_out[i] == data.held_out[j]
+        assert part.held_out[i] == data.held_out[j] and part.origins[i] == data.origins[j]
 
 
 # ---------------------------------------------------------------- shapes
@@ -775,7 +791,7 @@ def test_nothing_is_updated_on_the_users_machine_to_fetch_the_data(tmp_path, mon
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(subprocess.CalledProcessError):
-        fashion.fetch_from_debian(tmp_path)
+        fashion.SOURCES[DEBIAN](tmp_path)
     assert commands == [["apt-get", "download", "dataset-fashion-mnist"]]
     assert "apt-get update" in fashion.REMEDY
 
@@ -795,24 +811,23 @@ def test_debians_package_is_unpacked_and_nothing_else_is_left(tmp_path, monkeypa
                 (place / f"{name}.gz").write_bytes(name.encode())
 
     monkeypatch.setattr(subprocess, "run", write)
-    fashion.fetch_from_debian(tmp_path)
+    fashion.SOURCES[DEBIAN](tmp_path)
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert found == {f"{name}.gz": name.encode() for name in fashion.FILES}
 
 
 def test_damaged_files_are_fetched_from_the_next_source_and_at_last_from_none(
-    tmp_path, monkeypatch, capfd
+    monkeypatch, cache, capfd
 ):
     def damaged(folder):
         for name in fashion.FILES:
             (folder / name).write_bytes(b"half")
 
-    monkeypatch.setattr(fashion, "fetch_from_mirror", damaged)
-    monkeypatch.setattr(fashion, "fetch_from_debian", damaged)
-    failures = [f"{source} (UserError)" for source in (fashion.MIRROR, fashion.DEBIAN)]
-    assert fashion.fetch(tmp_path / "cache" / "fashion-mnist") == failures
-    assert not [*(tmp_path / "cache").iterdir()]
-    said = [f"Fashion-MNIST: fetching from {s}" for s in (fashion.MIRROR, fashion.DEBIAN)]
+    ask(monkeypatch, damaged, damaged)
+    failures = [f"{source} (UserError)" for source in (fashion.MIRROR, DEBIAN)]
+    assert fetch_fashion() == failures
+    assert not [*cache.iterdir()]
+    said = [f"fashion-mnist: fetching from {s}" for s in (fashion.MIRROR, DEBIAN)]
     assert capfd.readouterr().out.splitlines() == said
 
 
@@ -823,21 +838,21 @@ def test_a_download_goes_on_while_it_grows_by_64_kib_at_a_time(
     rounds = iter(range(5))
 
     def pass_the_time(futures, seconds):
-        assert seconds == fashion.SILENCE
+        assert seconds == fetch_file.SILENCE
         left = [*futures] if next(rounds, None) is not None else []
         with open(tmp_path / "part", "ab") as file:
             file.write(b"x" * growth)
         return SimpleNamespace(not_done=left)
 
-    monkeypatch.setattr(fashion, "wait", pass_the_time)
+    monkeypatch.setattr(fetch_file, "wait", pass_the_time)
     with contextlib.nullcontext() if enough else pytest.raises(TimeoutError):
-        fashion.watched(lambda folder: None, tmp_path)
+        fetch_file.watched(lambda folder: None, tmp_path)
     assert len([*rounds]) == (0 if enough else 4)
 
 
 @pytest.mark.slow
 def test_debians_package_gives_the_four_files(tmp_path):
-    fashion.fetch_from_debian(tmp_path)
+    fashion.SOURCES[DEBIAN](tmp_path)
     for name, checksum in fashion.FILES.items():
         read_idx(tmp_path / name, checksum)
     assert not list(tmp_path.glob("*.deb"))

@@ -207,8 +207,8 @@ def drawings(path: Path) -> dict[Emoji, np.ndarray]:
             picture = draw(font, emoji.character)
             if coloured_share(picture) >= COLOURED:
                 found[emoji] = flatten(picture)
-    if not found:
-        raise UserError(f"{path}: draws no coloured emoji; {REMEDY}")
+    if len({emoji.split for emoji in found}) < 3:
+        raise UserError(f"{path}: draws too few coloured emoji; {REMEDY}")
     return found
 
 

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,12 +110,13 @@ def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = Non
     first.add_argument("--base", nargs="?", default=getattr(presets["cpu"], "base", None))
     given = first.parse_known_args(args)[0]
     name, auto = given.preset, preset_of(given.base) if given.base else given.dataset
-    found = {"auto": presets.get(auto, presets["cpu"]), **presets}
+    found: dict[str, Any] = {"auto": presets.get(auto, presets["cpu"]), **presets}
     if name is None:
         raise UserError(f"--preset: give one of {', '.join(found)}")
     if name not in found:
         raise UserError(f"--preset {name}: not one of {', '.join(found)}")
-    return parse(type(found[name]), found[name], args)
+    settings = parse(type(found[name]), found[name], args)
+    return replace(settings, preset=found[name].preset)  # not auto, which a control would not know
 
 
 def complaint(error: Exception) -> str:
