@@ -30,5 +30,5 @@ def load(
     trained on them, only the classifier that judges them is. The training split of emoji has `views`
     versions of each drawing; the other datasets have one.
     """
-    augmented = {"views": views} if views > 1 else {}
-    return DATASETS[name](split, resolution, data_dir, limit, held_out, **augmented)
+    more = {"views": views} if name == "emoji" else {}
+    return DATASETS[name](split, resolution, data_dir, limit, held_out, **more)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import struct
 from collections.abc import Iterable
 from csv import DictReader
@@ -91,7 +92,10 @@ HELD_OUT = (  # never trained on
     *(("vehicle", "orange"), ("clock", "pink")),
 )
 SPLITS = {0: "test", 1: "validation"}  # of ten parts; the others are for training
-WORDS_OF_COLOUR = {*COLOURS, "black", "white", "grey", "brown"}
+SHADES = re.compile(
+    rf"\b(light |dark )?({'|'.join([*COLOURS, 'black', 'white', 'grey', 'brown'])})\b"
+)
+ALIKE = {"closed book": "book"}  # names of one drawing in several colours
 
 
 class Emoji(NamedTuple):
@@ -102,15 +106,15 @@ class Emoji(NamedTuple):
     name: str  # without words of colour
 
     @property
-    def rank(self) -> int:
-        """A stable random number: what orders the drawings."""
-        digest = hashlib.sha256(f"{ord(self.character):X}".encode()).digest()
-        return int.from_bytes(digest, "big")
+    def origin(self) -> int:
+        """A stable random number of the drawing, which characters that differ in colour only share."""
+        digest = hashlib.sha256(ALIKE.get(self.name, self.name).encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
     @property
     def split(self) -> str:
         """The split that it is in, in every colour, whatever the font has beside it."""
-        return SPLITS.get(self.rank % 10, "train")
+        return SPLITS.get(self.origin % 10, "train")
 
 
 @lru_cache(maxsize=1)
@@ -122,11 +126,11 @@ def read_names() -> tuple[Emoji, ...]:
         Emoji(
             chr(int(row["code"], 16)),
             KIND_OF[row["subgroup"]],
-            " ".join(w for w in row["name"].split() if w not in WORDS_OF_COLOUR),
+            " ".join(SHADES.sub("", row["name"]).split()),
         )
         for row in rows
     ]
-    return tuple(sorted(found, key=lambda emoji: emoji.rank))
+    return tuple(sorted(found, key=lambda emoji: emoji.origin))
 
 
 # ---------------------------------------------------------------- the font
@@ -270,7 +274,7 @@ def emoji(
     numbers = range(views if split == "train" else 1)
     chosen = [(e, v) for v in numbers for e in every if e.split == split]
     classes = torch.tensor([NAMES["class"].index(e.kind) for e, _ in chosen])
-    origins = torch.tensor([ord(e.character) for e, _ in chosen])
+    origins = torch.tensor([e.origin for e, _ in chosen])
     out = torch.tensor([[(k, c) in HELD_OUT for c in COLOURS] for k in KINDS])[classes]  # (n, 8)
     rows, colours = (~out | held_out).nonzero()[: limit or None].T
     chosen = chosen[: int(rows.max()) + 1]

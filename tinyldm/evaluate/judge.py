@@ -115,8 +115,8 @@ class JudgeSettings:
     data_dir: Path | None = None
     """Folder with Fashion-MNIST's four idx files, or the font NotoColorEmoji.ttf; by default $TINYLDM_DATA,
     then the usual places."""
-    views: int = 1
-    """Versions of each training drawing of emoji."""
+    views: int = 8
+    """Versions of each training drawing, of emoji only."""
     out: Path = FOLDER
     run: Annotated[MachineSettings, Flat] = MachineSettings(precision="fp32")
     fit: Annotated[FitSettings, Flat] = FitSettings(
@@ -130,7 +130,7 @@ class JudgeSettings:
     )
 
     def __post_init__(self) -> None:
-        within(self, 1, 64 if self.dataset == "emoji" else 1, "views")
+        within(self, 1, 64, "views")
 
 
 def train(settings: JudgeSettings, data: Dataset) -> Judge:

@@ -91,10 +91,7 @@ def explained(box: str) -> str:
 def preset_of(base: str) -> str:
     """The preset of a base, by its settings.json; "" if it does not say, of which others complain."""
     try:
-        settings = files.read_json(Path(base, "settings.json"), "")
-        return str(
-            settings["data"]["dataset"] if settings["preset"] == "auto" else settings["preset"]
-        )
+        return str(files.read_json(Path(base, "settings.json"), "")["preset"])
     except (UserError, LookupError, TypeError):
         return ""
 

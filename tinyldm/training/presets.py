@@ -15,7 +15,7 @@ from tinyldm.training.settings import (
 )
 
 muon = partial(FitSettings, optimizer="muon", warmup=50)
-emoji = DataSettings(dataset="emoji", resolution=64, views=8)
+emoji = DataSettings(dataset="emoji", resolution=64)
 tiny = FitSettings(steps=6, batch_size=8, warmup=2, log_every=2, preview_every=6)
 
 

@@ -269,7 +269,7 @@ def data_settings(base: Path) -> DataSettings:
     sealed = Sealed(base, NO_BASE)
     with files.expecting("the settings of a base", base / SETTINGS, NO_BASE):
         data: DataSettings = decode(
-            DataSettings, {"views": 1, **json.loads(sealed.read(SETTINGS))["data"]}
+            DataSettings, {"views": DataSettings.views, **json.loads(sealed.read(SETTINGS))["data"]}
         )
     there = data.data_dir and os.path.isdir(data.data_dir)
     return data if there else replace(data, data_dir=None)

@@ -56,12 +56,12 @@ class DataSettings:
     """Height and width of the images in pixels; a multiple of the VAE's and U-Net's downsampling."""
     limit: int = 0
     """Use only the first N images of each split; 0 means all."""
-    views: int = 1
-    """Versions of each training drawing of emoji: as it is, then flipped, turned, scaled and shifted."""
+    views: int = 8
+    """Versions of each training drawing, of emoji only: as it is, then flipped, turned, scaled and shifted."""
 
     def __post_init__(self) -> None:
         within(self, 0, MOST, "limit")
-        within(self, 1, 64 if self.dataset == "emoji" else 1, "views")
+        within(self, 1, 64, "views")
         within(self, 32, 4096, "resolution")
 
 
