@@ -197,7 +197,7 @@ def test_the_gpu_presets_fit_together_and_train_two_steps(tmp_path, monkeypatch)
         "optimizer": "adamw",
     }  # Muon would take a minute here
     run = replace(preset.run, device="cpu", precision="fp32")
-    data = replace(preset.data, dataset="shapes", views=1, limit=4)
+    data = replace(preset.data, dataset="shapes", limit=4)
     fits = {"vae_fit": replace(preset.vae_fit, **few), "fit": replace(preset.fit, **few)}
     monkeypatch.setattr(previews, "ROWS", 1)
     monkeypatch.setattr(previews, "COLUMNS", 1)

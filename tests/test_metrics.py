@@ -337,7 +337,7 @@ def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, mo
     settings = JudgeSettings("shapes", out=tmp_path / "new", run=run, fit=short)
     judge_file.main(settings)
     kinds = {"data_dir": None, "held_out": True}
-    assert asked == [("shapes", "train", kinds | {"views": 1}), ("shapes", "test", kinds)]
+    assert asked == [("shapes", "train", kinds | {"views": 8}), ("shapes", "test", kinds)]
     data, test = (load("shapes", split, limit=40, held_out=True) for split in ("train", "test"))
     ((columns, given, name, seed, machine),) = fits
     assert torch.equal(columns.columns[0], data.images)
