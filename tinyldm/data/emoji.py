@@ -260,7 +260,7 @@ def emoji_captions(emoji: Emoji, colour: str) -> tuple[str, ...]:
 def emoji(
     split: str, resolution: int, data_dir: Path | None, limit: int, held_out: bool, views: int = 1
 ) -> Dataset:
-    """Noto Color Emoji in eight colours (n, 3, H, H), on white: 805 drawings, 97 and 123, split by drawing.
+    """Noto Color Emoji in eight colours (n, 3, H, H), on white: 799 drawings, 113 and 113, split by drawing.
 
     Labels: class (the kind of thing, from Unicode's subgroup) and colour, which is that of the caption.
     People, flags and drawings that are less than 30 % coloured are left out. Held out are the pairs of

@@ -38,9 +38,10 @@ BASE_PRESETS = {
     "emoji": BaseSettings(
         preset="emoji",
         data=emoji,
-        vae=VAESizes(image_channels=3),
-        vae_fit=muon(steps=1900, batch_size=16, lr=1.2e-2, ema=0.997, preview_every=950),
-        fit=muon(steps=1100, batch_size=64, lr=4e-3, ema=0.995, preview_every=550),
+        vae=VAESizes(image_channels=3, widths=(16, 32, 64)),
+        unet=UNetSizes(widths=(48, 64, 96), attention=(False, True, True)),
+        vae_fit=muon(steps=3000, batch_size=16, lr=1.2e-2, ema=0.998, preview_every=1000),
+        fit=muon(steps=2800, batch_size=64, lr=4e-3, ema=0.998, preview_every=1400),
         kl_weight=3e-5,
     ),
     "gpu": BaseSettings(
@@ -72,7 +73,7 @@ CONTROL_PRESETS = {
         preset="cpu", fit=muon(steps=900, batch_size=32, lr=8e-3, ema=0.995, preview_every=450)
     ),
     "emoji": ControlSettings(
-        preset="emoji", fit=muon(steps=900, batch_size=32, lr=8e-3, ema=0.995, preview_every=450)
+        preset="emoji", fit=muon(steps=3200, batch_size=32, lr=8e-3, ema=0.998, preview_every=1600)
     ),
     "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
     "gpu": ControlSettings(
