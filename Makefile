@@ -1,21 +1,22 @@
 # Two commands do everything on a fresh machine:   make run   (or   make emoji)   and   make test
 # An interrupted `make run` or `make emoji` resumes where it stopped, a finished one changes nothing;
-# `make clean-runs run` starts over.
+# `make clean-runs run` and `make clean-emoji emoji` start over.
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
 resume = $(if $(wildcard $(RUNS)/$(1)/settings.json),--resume latest)
-shown := evaluation.json samples.png
+PRESET :=
+shown := evaluation.json samples.png $(if $(filter emoji,$(PRESET)),samples.gif)
 trained := $(RUNS)/base/manifest.json $(RUNS)/control/manifest.json
 
-.PHONY: run emoji show samples gallery test claims clean-runs clean
+.PHONY: run emoji show samples gallery test claims clean-runs clean-emoji clean
 
 run: .venv/ready  ## data, base, ControlNet, evaluation table and pictures, into runs/
 	$(BIN)/python train_base.py $(PRESET:%=--preset %) --out $(RUNS)/base $(call resume,base)
 	$(BIN)/python train_control.py --base $(RUNS)/base --out $(RUNS)/control $(call resume,control)
 	@cat $(trained) | cmp -s - $(RUNS)/.shown && ls $(shown:%=$(RUNS)/%) || $(MAKE) show
 
-emoji:  ## the same for emoji in eight colours at 64 px, into runs/emoji; within an hour
+emoji:  ## the same for emoji in eight colours at 64 px, into runs/emoji; about an hour
 	$(MAKE) run RUNS=$(RUNS)/emoji PRESET=emoji
 
 show: $(if $(filter emoji,$(PRESET)),gallery,samples)  ## pictures and evaluation
@@ -58,8 +59,11 @@ mutants: .venv/mutants  ## the tests, tested; ONLY=tinyldm/diffusion.py is minut
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,report]'
 	touch $@
 
-clean-runs:
-	rm -rf $(RUNS)
+clean-runs:  ## what `make run` made
+	rm -rf $(addprefix $(RUNS)/,base control .shown $(shown))
 
-clean: clean-runs
-	rm -rf .venv
+clean-emoji:
+	$(MAKE) clean-runs RUNS=$(RUNS)/emoji PRESET=emoji
+
+clean:
+	rm -rf $(RUNS) .venv

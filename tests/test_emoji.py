@@ -53,6 +53,7 @@ from tinyldm.support import files
 from tinyldm.support.command_line import parse_with_preset
 from tinyldm.support.errors import UserError
 from tinyldm.training import previews, run_folder
+from tinyldm.training.machine import Machine
 from tinyldm.training.networks import load_base, save_base
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.run_folder import data_settings, load_run
@@ -103,14 +104,14 @@ def test_the_words_mean_what_browsers_mean_by_them():
     for word, name in names.items():
         picture = row((9, ImageColor.getrgb(name)))
         assert COLOURS[colour_of(picture).item()] == word
-        assert circular(dominant_hue(picture)[0].item(), HUES[word]) <= 16
+        assert circular(dominant_hue(to_hsv(picture))[0].item(), HUES[word]) <= 16
 
 
 @settings(deadline=None)
 @given(hue=st.integers(0, 359), saturation=st.floats(0.5, 1), value=st.floats(0.5, 1))
 def test_any_other_hue_has_the_colour_of_the_nearest_word(hue, saturation, value):
     picture = solid(hue, saturation, value)
-    measured, colour = dominant_hue(picture)[0].item(), colour_of(picture).item()
+    measured, colour = dominant_hue(to_hsv(picture))[0].item(), colour_of(picture).item()
     assert circular(measured, hue) <= 2  # of which 8 bits are half
     distances = [circular(measured, wanted) for wanted in HUES.values()]
     assert distances[colour] == min(distances)
@@ -267,7 +268,7 @@ def test_flattening_on_white_is_pils_alpha_composite(seed, opaque):
     if opaque is not None:
         pixels[..., 3] = opaque
     white = Image.new("RGBA", (9, 9), "white")
-    expected = np.asarray(Image.alpha_composite(white, Image.fromarray(pixels, "RGBA")))[..., :3]
+    expected = np.asarray(Image.alpha_composite(white, Image.fromarray(pixels)))[..., :3]
     flat = flatten(pixels)
     assert flat.dtype == np.uint8 and abs(flat.astype(int) - expected).max() <= 1
     if opaque in (0, 255):
@@ -341,6 +342,10 @@ def test_view_0_is_the_drawing_and_each_is_a_function_of_character_and_number():
 # ---------------------------------------------------------------- the real drawings
 
 
+# the sha256 of version 2.042, which docs/emoji.md is about
+KNOWN = "e5899ed38b8ed83e08bd3ac5de09791e9d19d288333a796de1d35ad17396f1ec"
+
+
 @pytest.fixture(scope="session")
 def font() -> Path:
     """The real one: an installed one, or fetched into the cache, as for users."""
@@ -354,7 +359,9 @@ def real(font) -> dict[str, Dataset]:
 
 
 def test_the_splits_have_the_drawings_that_the_docstring_says(real):
-    """By version 15.0 of the font; a newer one may draw more, and then the docstring is to follow."""
+    """By version 2.042 of the font; another may draw more."""
+    if files.sha256(find_font()) != KNOWN:
+        pytest.skip("another version of the font")
     assert [len(real[s]) / 8 for s in SPLITS] == [799, 113, 113]
 
 
@@ -517,9 +524,6 @@ def test_a_folder_without_the_font_is_one_line_and_nothing_is_fetched(
         flags = ["--dataset", "emoji", "--data-dir", folder, "--out", tmp_path / "run"]
         error = error_of(capfd, "train_base", *flags)
         assert error == f"error: {FONT} not found in {folder}; {REMEDY}"
-    monkeypatch.setenv("TINYLDM_DATA", str(tmp_path / "other"))
-    flags = ["--dataset", "emoji", "--out", tmp_path / "run"]
-    assert f"not found in {tmp_path / 'other'};" in error_of(capfd, "train_base", *flags)
 
 
 @pytest.fixture
@@ -570,6 +574,8 @@ def test_an_installed_font_is_found_wherever_it_is_below_and_a_named_folder_come
     monkeypatch.setenv("TINYLDM_DATA", str(tmp_path / "variable"))
     assert find_font() == tmp_path / "variable" / FONT
     assert find_font(tmp_path / "named") == tmp_path / "named" / FONT
+    monkeypatch.setenv("TINYLDM_DATA", str(tmp_path / "fashion-mnist"))  # where the font is not
+    assert find_font() == tmp_path / "home" / ".fonts" / "a" / "b" / FONT
 
 
 def test_the_font_is_debians(monkeypatch, tmp_path):
@@ -805,3 +811,18 @@ def test_a_run_from_before_there_were_views_has_the_default(runs, tmp_path):
     save_base(tmp_path / "base", load_base(runs / "base"))
     assert data_settings(tmp_path / "base").views == 8
     assert data_settings(runs / "base").views == 2
+
+
+def test_a_base_is_used_with_the_font_that_it_was_trained_on(runs, font, monkeypatch):
+    told = json.loads((runs / "base" / "settings.json").read_text())["font_sha256"]
+    assert told == files.sha256(font)
+    monkeypatch.setattr(run_folder, "font_checksum", lambda data_dir: "another version")
+    with pytest.raises(UserError, match=f"^{font}: not the version of the font .*TINYLDM_DATA"):
+        data_settings(runs / "base")
+
+
+def test_other_datasets_tell_neither_views_nor_a_font():
+    """So that what was trained before there were any is resumed."""
+    told = run_folder.described(BASE_PRESETS["tiny"], Machine())
+    assert told["data"]["dataset"] == "shapes"
+    assert "views" not in told["data"] and "font_sha256" not in told

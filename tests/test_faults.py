@@ -720,28 +720,35 @@ if args[0].startswith("train_"):
         (out / "manifest.json").write_text(args[0])
 elif out:
     out.write_text("picture")
+    if "--animation" in args:
+        out.with_suffix(".gif").write_text("animation")
 else:
     pathlib.Path(args[args.index("--json") + 1]).write_text("table")
 """
 
 
-def test_make_run_decides_by_content_and_never_overwrites(tmp_path):
+@pytest.mark.parametrize("target", ["run", "emoji"])
+def test_make_run_decides_by_content_and_never_overwrites(tmp_path, target):
     """With a python that only notes how it is called."""
     (tmp_path / "python").write_text(STUB)
     (tmp_path / "python").chmod(0o755)
     shutil.copy(ROOT / "Makefile", tmp_path)
-    runs = tmp_path / "runs"
+    place = tmp_path / "runs"
+    runs = place / "emoji" if target == "emoji" else place
 
     def make() -> list[str]:
         (tmp_path / "calls").write_text("")
-        make = ["make", "-o", ".venv/ready", "run", f"BIN={tmp_path}", f"RUNS={runs}"]
+        make = ["make", "-o", ".venv/ready", target, f"BIN={tmp_path}", f"RUNS={place}"]
         subprocess.run(make, cwd=tmp_path, capture_output=True, check=False, timeout=60)
         calls = (tmp_path / "calls").read_text().splitlines()
         assert not any("--overwrite" in call for call in calls)
+        assert all(str(runs) in call for call in calls)
+        assert ("--preset emoji" in calls[0]) == (target == "emoji")
         words = [call.replace("-m ", "").split() for call in calls]
         return [" ".join([w[0], *(["resumed"] if "--resume" in w else [])]) for w in words]
 
-    everything = ["train_base.py", "train_control.py", "tinyldm.sample", "tinyldm.evaluate"]
+    picture = "tinyldm.sample" if target == "run" else "tinyldm.evaluate.gallery"
+    everything = ["train_base.py", "train_control.py", picture, "tinyldm.evaluate"]
     resumed = ["train_base.py resumed", "train_control.py resumed"]
     assert make() == everything
     assert make() == resumed

@@ -1,4 +1,4 @@
-"""Colour words by hue: measuring which one a picture has, and giving it another. No network is asked."""
+"""Colour words by hue: measuring, without a neural network, which one a picture has; giving it another."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,9 @@ SMOOTH = 10.0  # degrees, the width of the kernel over the histogram of hues
 
 def to_hsv(images: Tensor) -> np.ndarray:
     """Images uint8 (n, 3, H, W) -> hue in [0, 360), saturation and value in 0..1, (n, H, W, 3)."""
-    rgb = rearrange(images, "n k H W -> n H W k").contiguous().numpy().astype(np.float32) / 255
+    rgb = (
+        rearrange(images, "n k H W -> n H W k").contiguous().cpu().numpy().astype(np.float32) / 255
+    )
     return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2HSV) for picture in rgb])
 
 
@@ -42,23 +44,22 @@ def kernel() -> Tensor:
     return torch.exp(-((distance / SMOOTH) ** 2) / 2)
 
 
-def dominant_hue(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images uint8 (n, 3, H, W) -> the commonest hue (n,) in degrees, and the share of coloured pixels (n,).
+def dominant_hue(hsv: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Pictures in HSV (n, H, W, 3) -> the commonest hue (n,) in degrees, the share of coloured pixels (n,).
 
     It is the peak of the smoothed histogram of hues, in which a pixel counts by its chroma.
     """
-    hsv = torch.from_numpy(to_hsv(images))
-    hue, saturation, value = rearrange(hsv, "n H W k -> k n (H W)")
+    hue, saturation, value = rearrange(torch.from_numpy(hsv), "n H W k -> k n (H W)")
     chroma = saturation * value  # (n, H W)
     coloured = chroma > COLOURFUL
-    histogram = torch.zeros(len(images), 360)
+    histogram = torch.zeros(len(hsv), 360)
     histogram.scatter_add_(1, hue.round().long() % 360, chroma * coloured)
     return (histogram @ kernel()).argmax(1).float(), coloured.float().mean(1)
 
 
 def colour_of(images: Tensor) -> Tensor:
     """Images uint8 (n, 3, H, W) -> index into HUES (n,) of the nearest to the dominant hue, NONE if grey."""
-    hue, share = dominant_hue(images)
+    hue, share = dominant_hue(to_hsv(images))
     distance = (hue[:, None] - torch.tensor([*HUES.values()]) + 180) % 360 - 180
     return torch.where(share >= LEAST, distance.abs().argmin(1), NONE)
 
@@ -69,8 +70,8 @@ def recolour(images: Tensor) -> Tensor:
     All hues of a picture are turned by the angle that makes the dominant one that of the word; saturation
     and value stay, and so, nearly, do the edges.
     """
-    hsv, (hue, _) = to_hsv(images), dominant_hue(images)
-    turned = []
+    hsv = to_hsv(images)
+    (hue, _), turned = dominant_hue(hsv), []
     for wanted in HUES.values():
         angle = (wanted - hue).numpy()
         copy = hsv.copy()

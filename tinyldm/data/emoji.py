@@ -5,7 +5,7 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from csv import DictReader
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,7 @@ SOURCES: dict[str, Source] = {
     "apt-get download fonts-noto-color-emoji": from_debian("fonts-noto-color-emoji", INSTALLED)
 }
 REMEDY = (
-    f"set --data-dir, or TINYLDM_DATA, to a folder with the bitmap font {FONT} "
+    f"set TINYLDM_DATA, or --data-dir where there is one, to a folder with the bitmap font {FONT} "
     "(https://github.com/googlefonts/noto-emoji, fonts/), "
     "or install it with 'apt-get update && apt-get install fonts-noto-color-emoji'; "
     "'train_base.py --dataset shapes' needs no files"
@@ -107,13 +107,13 @@ class Emoji(NamedTuple):
 
     @property
     def origin(self) -> int:
-        """A stable random number of the drawing, which characters that differ in colour only share."""
+        """A stable hash of the name, which characters that differ in colour only share."""
         digest = hashlib.sha256(ALIKE.get(self.name, self.name).encode()).digest()
         return int.from_bytes(digest[:7], "big")
 
     @property
     def split(self) -> str:
-        """The split that it is in, in every colour, whatever the font has beside it."""
+        """Its split: the same in every colour, whatever else the font has."""
         return SPLITS.get(self.origin % 10, "train")
 
 
@@ -130,24 +130,33 @@ def read_names() -> tuple[Emoji, ...]:
         )
         for row in rows
     ]
-    return tuple(sorted(found, key=lambda emoji: emoji.origin))
+    return tuple(sorted(found, key=lambda each: each.origin))
 
 
 # ---------------------------------------------------------------- the font
 
 
 def find_font(data_dir: Path | None = None) -> Path:
-    """The font: in --data-dir or $TINYLDM_DATA, else among the system's, else fetched into the cache.
+    """The font: in `data_dir` only, if given; else in $TINYLDM_DATA, the system's folders, the cache.
 
-    Raises UserError with every place tried and the remedies.
+    Fetches it into the cache if it is in none. Raises UserError with every place tried and the remedies.
     """
-    named = data_dir or os.environ.get("TINYLDM_DATA")
-    folders = [Path(named)] if named else [*map(home, FOLDERS), cache("emoji")]
-    failures = [] if named or list(fonts(folders)) else fetch("emoji", SOURCES, read_font)
-    for path in fonts(folders):
-        return path
+    folder = data_dir or os.environ.get("TINYLDM_DATA")
+    named = [Path(folder)] if folder else []
+    folders = named if data_dir else [*named, *map(home, FOLDERS), cache("emoji")]
+    failures: list[str] = []
+    if not (found := next(fonts(folders), None)) and not data_dir:
+        failures = fetch("emoji", SOURCES, read_font)
+        found = next(fonts(folders), None)
+    if found:
+        return found
     tried = ", ".join([*map(str, folders), *failures])
     raise UserError(f"{FONT} not found in {tried}; {REMEDY}")
+
+
+def font_checksum(data_dir: Path | None = None) -> str:
+    """The sha256 of the font, which identifies the drawings. Raises UserError."""
+    return files.sha256(find_font(data_dir))
 
 
 def home(folder: Path) -> Path:
@@ -155,10 +164,11 @@ def home(folder: Path) -> Path:
     return Path(os.path.expanduser(folder))
 
 
-def fonts(folders: Iterable[Path]) -> Iterable[Path]:
-    """Every file with the font's name below these folders."""
+def fonts(folders: Iterable[Path]) -> Iterator[Path]:
+    """Every file with the font's name in or below these folders, in a stable order."""
     for folder in folders:
-        for root, _, names in os.walk(folder):
+        for root, below, names in os.walk(folder):
+            below.sort()
             if FONT in names and os.path.isfile(path := Path(root, FONT)):
                 yield path
 
@@ -170,9 +180,9 @@ def read_font(folder: Path) -> ImageFont.FreeTypeFont:
     words = np.frombuffer(content + b"\0" * (-len(content) % 4), ">u4")
     if int(words.sum(dtype=np.uint64)) % 2**32 != CHECKSUM:
         raise UserError(f"{path}: checksum differs, the font is damaged; {REMEDY}")
-    with files.expecting("a TrueType font", path, REMEDY, OSError, struct.error):
+    with files.expecting("a TrueType font", path, REMEDY, struct.error):
         (number,) = struct.unpack(">H", content[4:6])
-        tables = {content[12 + 16 * i :][:4] for i in range(number)}
+        tables = {content[12 + 16 * i : 16 + 16 * i] for i in range(number)}
         if b"CBDT" in tables:
             return ImageFont.truetype(io.BytesIO(content), SIZE)
     raise UserError(f"{path}: has no coloured bitmaps (table CBDT); {REMEDY}")
@@ -206,12 +216,12 @@ def coloured_share(picture: np.ndarray) -> float:
 def drawings(path: Path) -> dict[Emoji, np.ndarray]:
     """RGB (136, 136, 3) uint8 on white of every emoji that is coloured enough. Raises UserError."""
     font, found = read_font(path.parent), {}
-    with files.expecting("an undamaged font", path, REMEDY, OSError):
-        for emoji in progress(read_names(), desc="emoji", unit="drawing", leave=False):
-            picture = draw(font, emoji.character)
-            if coloured_share(picture) >= COLOURED:
-                found[emoji] = flatten(picture)
-    if len({emoji.split for emoji in found}) < 3:
+    for each in progress(read_names(), desc="emoji", unit="drawing", leave=False):
+        with files.expecting("an undamaged font", path, REMEDY):
+            picture = draw(font, each.character)
+        if coloured_share(picture) >= COLOURED:
+            found[each] = flatten(picture)
+    if len({each.split for each in found}) < 3:
         raise UserError(f"{path}: draws too few coloured emoji; {REMEDY}")
     return found
 
@@ -243,6 +253,7 @@ def view(picture: np.ndarray, resolution: int, character: str, number: int) -> n
 
 
 def a(noun: str) -> str:
+    """The noun with its article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -264,12 +275,12 @@ def emoji(
 
     Labels: class (the kind of thing, from Unicode's subgroup) and colour, which is that of the caption.
     People, flags and drawings that are less than 30 % coloured are left out. Held out are the pairs of
-    HELD_OUT. The training split has `views` versions of each drawing, see `view`. Raises UserError.
+    HELD_OUT. Images are ordered by view, drawing and colour: the training split has every drawing as it is,
+    then again in each of the other `views`, see `view`. Raises UserError.
     """
     if resolution > HEIGHT:
-        raise UserError(
-            f"--resolution {resolution}: {FONT} has {HEIGHT} pixels, give at most those"
-        )
+        most = f"the drawings of {FONT} are {HEIGHT} pixels high; give at most that"
+        raise UserError(f"--resolution {resolution}: {most}")
     every = drawings(find_font(data_dir))
     numbers = range(views if split == "train" else 1)
     chosen = [(e, v) for v in numbers for e in every if e.split == split]
@@ -282,10 +293,12 @@ def emoji(
         torch.from_numpy(view(every[e], resolution, e.character, v))
         for e, v in progress(chosen, desc="draw", unit="drawing", leave=False)
     ]
-    images = recolour(rearrange(pictures, "n H W k -> n k H W"))  # (n, 8, 3, H, H)
+    parts = rearrange(pictures, "n H W k -> n k H W").split(250)  # what fits a small memory
+    kept = (~out | held_out)[: len(chosen)].split(250)
+    images = [recolour(part)[keep] for part, keep in zip(parts, kept, strict=True)]  # (n, 3, H, H)
     pairs = zip(rows.tolist(), colours.tolist(), strict=True)
     return Dataset(
-        images=images[rows, colours],
+        images=torch.cat(images)[: len(rows)],
         captions=Captions([emoji_captions(chosen[i][0], COLOURS[c]) for i, c in pairs]),
         labels={"class": classes[rows], "colour": colours},
         names=NAMES,

@@ -13,7 +13,6 @@ from tinyldm.data.conditions import CONDITIONS
 from tinyldm.data.dataset import Dataset
 from tinyldm.data.pictures import Rows, hint_image, save_animation, save_grid
 from tinyldm.diffusion import seeded
-from tinyldm.evaluate.metrics import different
 from tinyldm.ldm import Control, LatentDiffusion, Passes, generate
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
@@ -71,14 +70,19 @@ class GallerySettings:
 
 def first_of_each(origins: Tensor, number: int) -> list[int]:
     """The first image of each of the first so many drawings, by origins (n,)."""
-    seen = dict(zip(reversed(origins.tolist()), reversed(range(len(origins))), strict=True))
-    return sorted(seen.values())[:number]
+    seen: dict[int, int] = {}
+    for i, origin in enumerate(origins.tolist()):
+        seen.setdefault(origin, i)
+    return [*seen.values()][:number]
 
 
 def in_every_colour(data: Dataset, index: int) -> list[str]:
-    """The caption of an image with each value of its attribute, by images of its class that have them."""
+    """The caption of an image with each value of its attribute: that of an image of the class which has it.
+
+    Where there is none, with a small --limit, it is the image's own.
+    """
     captions, (name, attribute) = data.captions.full(), [*data.labels.items()][1]
-    same_class = ~different(data.labels["class"])[index]
+    same_class = data.labels["class"] == data.labels["class"][index]
     found = []
     for value in range(len(data.names[name])):
         others = (same_class & (attribute == value)).nonzero()
@@ -104,23 +108,27 @@ def predicted(
 
 
 @torch.no_grad()
-def pictures_of_steps(
+def latents_of_steps(
     ldm: LatentDiffusion, prompts: Sequence[Sequence[str]], control: Control, **settings: Any
-) -> Iterator[list[Tensor]]:
-    """Yield after each step the pictures (m, k, H, W) of m rows: each colour with control, then without."""
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the predicted z_0 (m, c, h, w) of m rows a step: every colour with control, then without."""
     columns = [*zip(*prompts, strict=True)]
     runs = [
         predicted(ldm, column, controls=controls, **settings)
         for controls in ([control], [])
         for column in columns
     ]
-    for step in zip(*runs, strict=True):
-        yield [ldm.vae.decode(z_0).clamp(-1, 1).cpu() for z_0 in step]
+    yield from zip(*runs, strict=True)
 
 
-def grid(labels: Sequence[str], hints: Tensor, pictures: Sequence[Tensor]) -> Rows:
-    """The rows of a picture: a hint, one half of the pictures, a gap, the other half."""
-    half, gap = len(pictures) // 2, torch.ones_like(pictures[0][0])
+@torch.no_grad()
+def decoded(
+    ldm: LatentDiffusion, labels: Sequence[str], hints: Tensor, latents: Sequence[Tensor]
+) -> Rows:
+    """The rows of a picture, as many as labels: a hint, half of the latents decoded, a gap, the other half."""
+    n, half = len(labels), len(latents) // 2
+    pictures = [ldm.vae.decode(z_0[:n]).clamp(-1, 1).cpu() for z_0 in latents]
+    gap = torch.ones_like(pictures[0][0])
     return [
         (label, [hint_image(hint), *x[:half], gap, *x[half:]])
         for label, hint, x in zip(labels, hints, zip(*pictures, strict=True), strict=False)
@@ -142,7 +150,9 @@ def main(settings: GallerySettings) -> None:
         picked = first_of_each(test.origins, s.rows)
         hints = CONDITIONS[condition](test.images[picked])
         prompts = [in_every_colour(test, i) for i in picked]
-        steps = pictures_of_steps(
+        name, values = [*test.names.items()][1]
+        labels = [of[0].replace(values[0], f"[{name}]") for of in prompts]
+        steps = latents_of_steps(
             ldm,
             prompts,
             Control(controlnet, hints.to(machine.device)),
@@ -152,13 +162,12 @@ def main(settings: GallerySettings) -> None:
             control_passes=s.control_passes,
         )
         frames = list(progress(steps, total=s.steps, desc="gallery", unit="step"))
-    name, values = [*test.names.items()][1]
-    labels = [of[0].replace(values[0], f"[{name}]") for of in prompts]
-    save_grid(s.out, grid(labels, hints, frames[-1]), TILE)
-    if s.animation:
-        few = slice(s.animation_rows)
-        save_animation(s.animation, [grid(labels[few], hints, frame) for frame in frames], TILE)
-    print(s.out, s.animation or "")
+        save_grid(s.out, decoded(ldm, labels, hints, frames[-1]), TILE)
+        print(s.out)
+        if s.animation:
+            few = labels[: s.animation_rows]
+            save_animation(s.animation, [decoded(ldm, few, hints, z) for z in frames], TILE)
+            print(s.animation)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,7 @@ class Judge:
 
     classifier: Classifier
     learnt: tuple[str, ...]  # the labels that it sees, "class" first, as in Dataset.labels
-    measured: dict[str, Measure] = field(
-        default_factory=dict
-    )  # those for which no network is asked
+    measured: dict[str, Measure] = field(default_factory=dict)  # others, without a network
 
     @property
     def labels(self) -> tuple[str, ...]:

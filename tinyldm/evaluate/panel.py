@@ -27,7 +27,7 @@ class Sampled:
     features: Tensor  # (n, d), the judge's
     seen: dict[str, Tensor]  # label -> (n,)
     ef0: Tensor  # (n,) edge F1 against the image's own hint
-    ch: Tensor  # (n,) the same against the hint of another image of the class, and origin: chance
+    ch: Tensor  # (n,) the same against the hint of a stranger, of the class but another origin: chance
 
 
 class Panel:

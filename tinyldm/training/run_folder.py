@@ -14,6 +14,7 @@ import torch
 
 from tinyldm.data import load
 from tinyldm.data.dataset import Dataset
+from tinyldm.data.emoji import find_font, font_checksum
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.decode import decode
@@ -40,14 +41,20 @@ FREE = {
 
 
 def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dict:
-    """What settings.json says: every flag, the precision that was picked, the identity of the base."""
+    """What settings.json says: every flag, the precision that was picked, the identity of base and font."""
     content = json.loads(json.dumps(asdict(settings), default=str))
     content["run"]["precision"] = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
     content["run"]["threads"] = torch.get_num_threads()
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
-    elif settings.data.data_dir:
-        content["data"]["data_dir"] = str(files.real(settings.data.data_dir))
+        return content
+    data = content["data"]
+    if settings.data.data_dir:
+        data["data_dir"] = str(files.real(settings.data.data_dir))
+    if settings.data.dataset == "emoji":
+        content["font_sha256"] = font_checksum(settings.data.data_dir)
+    else:
+        del data["views"]  # the others have none, and runs from before there were views are resumed
     return content
 
 
@@ -265,14 +272,25 @@ def load_data(settings: DataSettings, *splits: str, held_out: bool = False) -> l
 
 
 def data_settings(base: Path) -> DataSettings:
-    """What a base was trained on; a folder of data that has gone is left open. Raises UserError."""
+    """What a base was trained on; a folder of data that has gone is left open. Raises UserError.
+
+    It must be the same version of the font, if it was a font.
+    """
     sealed = Sealed(base, NO_BASE)
     with files.expecting("the settings of a base", base / SETTINGS, NO_BASE):
-        data: DataSettings = decode(
-            DataSettings, {"views": DataSettings.views, **json.loads(sealed.read(SETTINGS))["data"]}
-        )
+        content = json.loads(sealed.read(SETTINGS))
+        values = {"views": DataSettings.views, **content["data"]}  # only emoji's runs tell them
+        data: DataSettings = decode(DataSettings, values)
+        font = content.get("font_sha256")
     there = data.data_dir and os.path.isdir(data.data_dir)
-    return data if there else replace(data, data_dir=None)
+    data = data if there else replace(data, data_dir=None)
+    if font and font != font_checksum(data.data_dir):
+        path, remedy = (
+            find_font(data.data_dir),
+            "set TINYLDM_DATA to a folder with that, or train anew",
+        )
+        raise UserError(f"{path}: not the version of the font that {base} was trained on; {remedy}")
+    return data
 
 
 def dataset_of(base: Path) -> str:
