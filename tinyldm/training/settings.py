@@ -47,8 +47,8 @@ class DataSettings:
     """What to train on."""
 
     dataset: DatasetName = "fashion-mnist"
-    """Fashion-MNIST, or emoji in eight colours (both are fetched if they are not here, emoji on Debian and Ubuntu
-    only), or drawn shapes (needs no files)."""
+    """Fashion-MNIST, or emoji in eight colours (both are fetched if they are not here, emoji on Debian and
+    Ubuntu only), or drawn shapes (needs no files)."""
     data_dir: Path | None = None
     """Folder with Fashion-MNIST's four idx files, or the font NotoColorEmoji.ttf; by default $TINYLDM_DATA,
     then the usual places."""
