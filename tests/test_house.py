@@ -49,7 +49,7 @@ def test_the_method_is_read_in_an_evening():
 
 def test_the_package_is_small_and_its_functions_are_short():
     files = [*PACKAGE.rglob("*.py"), *SCRIPTS]
-    assert sum(map(tokens, PACKAGE.rglob("*.py"))) <= 66_200
+    assert sum(map(tokens, PACKAGE.rglob("*.py"))) <= 66_500
     lengths = [entry for path in files for entry in functions(path)]
     assert max(lengths)[0] <= 50, max(lengths)
     assert statistics.median(length for length, _ in lengths) <= 7

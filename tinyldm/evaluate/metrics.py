@@ -33,7 +33,9 @@ def estimate(
     together, if origins (n,) are given: they are no independent draws.
     """
     every, n = torch.stack(columns).double(), len(columns[0])
-    group = torch.arange(n) if origins is None else origins.unique(return_inverse=True)[1]
+    number: dict[int, int] = {}  # of a group, in the order in which they come
+    every_origin = range(n) if origins is None else origins.tolist()
+    group = torch.tensor([number.setdefault(origin, len(number)) for origin in every_origin])
     counts = group.bincount().double()  # (m,)
     sums = torch.zeros(len(columns), len(counts)).double().index_add_(1, group, every)
     draw = torch.Generator().manual_seed(seed)
