@@ -19,7 +19,7 @@ from tinyldm.support.errors import UserError
 from tinyldm.support.progress import progress
 from tinyldm.text import Tokenizer, words
 from tinyldm.training.machine import Machine, process
-from tinyldm.training.networks import load_base, load_control
+from tinyldm.training.networks import check_steps, load_base, load_control
 from tinyldm.training.settings import within
 
 
@@ -121,8 +121,7 @@ def read_controls(
 def rows_of(settings: SampleSettings, machine: Machine) -> list[tuple[str, list[Tensor]]]:
     """The grid's rows: row i has prompt i and hint i, or the only one."""
     s, ldm = settings, load_base(settings.base)
-    if s.steps > (most := ldm.schedule.T):
-        raise UserError(f"--steps {s.steps}: the base has only {most} timesteps")
+    check_steps(s.steps, ldm)
     machine.place(ldm)
     controls = [[control] for control in read_controls(s, ldm, machine)] or [[]]
     for word in unknown_words(ldm.tokenizer, s.prompt):

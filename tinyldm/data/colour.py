@@ -24,9 +24,7 @@ SMOOTH = 10.0  # degrees, the width of the kernel over the histogram of hues
 
 def to_hsv(images: Tensor) -> np.ndarray:
     """Images uint8 (n, 3, H, W) -> hue in [0, 360), saturation and value in 0..1, (n, H, W, 3)."""
-    rgb = (
-        rearrange(images, "n k H W -> n H W k").contiguous().cpu().numpy().astype(np.float32) / 255
-    )
+    rgb = rearrange(images.float() / 255, "n k H W -> n H W k").contiguous().cpu().numpy()
     return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2HSV) for picture in rgb])
 
 

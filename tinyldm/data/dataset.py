@@ -88,9 +88,8 @@ class Dataset:
     labels: dict[str, Tensor]  # name -> (n,) long; "class" comes first, then the attributes
     names: dict[str, tuple[str, ...]]  # name -> the word for each value
     held_out: Tensor  # (n,) bool: a pair of class and attribute that no generative network sees
-    origins: Tensor = torch.empty(
-        0
-    ).long()  # (n,): equal for images of one drawing; by default none are
+    # (n,) long: equal for images of one drawing; by default none are
+    origins: Tensor = torch.empty(0).long()
 
     def __post_init__(self) -> None:
         if not len(self.origins):

@@ -16,10 +16,9 @@ from tinyldm.diffusion import seeded
 from tinyldm.ldm import Control, LatentDiffusion, Passes, generate
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
-from tinyldm.support.errors import UserError
 from tinyldm.support.progress import progress
 from tinyldm.training.machine import process
-from tinyldm.training.networks import load_control
+from tinyldm.training.networks import check_steps, load_control
 from tinyldm.training.run_folder import load_run
 from tinyldm.training.settings import within
 
@@ -143,8 +142,7 @@ def main(settings: GallerySettings) -> None:
         files.check_writable("--animation", s.animation)
     with process(s.device, "fp32", threads=torch.get_num_threads()) as machine:
         ldm, (test,) = load_run(s.base, "test", held_out=True)
-        if s.steps > ldm.schedule.T:
-            raise UserError(f"--steps {s.steps}: the base has only {ldm.schedule.T} timesteps")
+        check_steps(s.steps, ldm)
         controlnet, condition = load_control(s.control, s.base, ldm, s.transfer)
         machine.place(ldm, controlnet)
         picked = first_of_each(test.origins, s.rows)

@@ -49,9 +49,8 @@ class Panel:
         self.origins = self.data.origins  # (n,)
         same_class, others = ~different(self.labels["class"]), different(self.origins)
         self.strangers = partners(same_class, seed, others)  # (n,)
-        self.reference, seen = judge(
-            to_float(test.images)
-        )  # features of the whole test split (m, d)
+        # features of the whole test split (m, d)
+        self.reference, seen = judge(to_float(test.images))
         self.accuracy = accuracy(seen, test.labels)  # label -> the judge's, on all of it
 
     def __len__(self) -> int:

@@ -158,6 +158,12 @@ def save_control(folder: Path, controlnet: ControlNet, condition: str, base_sha2
     seal_run(folder, sums | {file: save_weights(folder / file, controlnet)})
 
 
+def check_steps(steps: int, ldm: LatentDiffusion) -> None:
+    """Raise UserError for more steps of a sampler than the base has timesteps."""
+    if steps > (most := ldm.schedule.T):
+        raise UserError(f"--steps {steps}: the base has only {most} timesteps")
+
+
 def load_control(
     folder: Path, base: Path, ldm: LatentDiffusion, transfer: bool = False
 ) -> tuple[ControlNet, str]:

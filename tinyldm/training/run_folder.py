@@ -285,11 +285,10 @@ def data_settings(base: Path) -> DataSettings:
     there = data.data_dir and os.path.isdir(data.data_dir)
     data = data if there else replace(data, data_dir=None)
     if font and font != font_checksum(data.data_dir):
-        path, remedy = (
-            find_font(data.data_dir),
-            "set TINYLDM_DATA to a folder with that, or train anew",
+        other = (
+            f"{find_font(data.data_dir)}: not the version of the font that {base} was trained on"
         )
-        raise UserError(f"{path}: not the version of the font that {base} was trained on; {remedy}")
+        raise UserError(f"{other}; set TINYLDM_DATA to a folder with that, or train anew")
     return data
 
 
@@ -303,7 +302,7 @@ def load_run(
 ) -> tuple[LatentDiffusion, list[Dataset]]:
     """A base's model, and splits of the dataset that it was trained on. Raises UserError.
 
-    Unless `augmented`, each drawing is there as it is only.
+    Without `augmented`, a drawing has one view, itself.
     """
     data = data_settings(base)
     data = data if augmented else replace(data, views=1)
