@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyldm.claims import report
-from tinyldm.claims.all import CLAIMS
-from tinyldm.claims.claim import Claim, Cost, Finding
+from tinyldm.claims import report, result
+from tinyldm.claims.all import CLAIMS, IMPORTANCE
+from tinyldm.claims.claim import Claim, Finding
 from tinyldm.claims.lab import Lab
-from tinyldm.claims.settings import QUICK, Settings
+from tinyldm.claims.result import Cost, Result
+from tinyldm.claims.settings import TINY, Settings
 from tinyldm.claims.store import Store
-from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
 from tinyldm.support.progress import progress
@@ -21,21 +21,32 @@ BAR = "claims {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left{postfi
 
 @dataclass(frozen=True)
 class ClaimsSettings:
-    """Train what the claims need, unless it is there from before, measure, and write the report."""
+    """Train what the claims need, unless it is there from before, measure, and write the report.
+
+    What each claim found is a file, docs/results/eNN.json, from which docs/RESULTS.md is written.
+    """
 
     only: str = ""
-    """Claims to run, as in E2,E3; by default all."""
+    """Claims to run, as in E2,E3; by default all, the most important first."""
+    base: Path = Path("runs/emoji/base")
+    """Run folder of the base that ControlNets are trained on: what 'make emoji' trains first."""
     seeds: int = 3
-    """Training seeds; a verdict needs 3."""
+    """Trainings of each arm; a verdict needs 3, some need 5."""
+    budget: float = 0.0
+    """Hours after which no further claim is begun; 0 is without end. What is trained is kept."""
+    report: bool = False
+    """Only write the report anew, from what was found before; takes seconds."""
     quick: bool = False
     """Seconds instead of hours: tiny networks, one seed; shows that the machinery runs, and decides nothing."""
     folder: Path = Path("runs/claims")
     """Where trained arms are kept. An interrupted run is resumed from there, and nothing is trained twice;
     several of these commands, with different --only, may share it."""
     out: Path | None = None
-    """The report, by default docs/RESULTS.md; RESULTS.md in --folder with --quick or --only. Its figures come
-    into `results` beside it."""
+    """The report, by default docs/RESULTS.md, with --quick RESULTS.md in --folder. What was found comes into
+    `results` beside it."""
     device: str = "auto"
+    threads: int = 0
+    """Threads on a CPU; 0 is $OMP_NUM_THREADS, or as many as there are idle cores."""
 
 
 def chosen(only: str) -> list[Claim]:
@@ -43,18 +54,10 @@ def chosen(only: str) -> list[Claim]:
     names = [name.strip().upper() for name in only.split(",") if name.strip()]
     known = {claim.id: claim for claim in CLAIMS}
     try:
-        return [known[name] for name in names or known]
+        return [known[name] for name in names or IMPORTANCE]
     except KeyError as error:
         there = f"no such claim here; there are {', '.join(known)}"
         raise UserError(f"--only {error.args[0]}: {there}") from error
-
-
-def weights() -> dict[str, float]:
-    """What each claim counts in the bar: its seconds in the committed report, the same without one."""
-    path = report.DOCS / "results" / "results.json"
-    entries = files.read_json(path, "delete it")["claims"] if path.exists() else []
-    known = {entry["id"]: sum(entry["seconds"].values()) for entry in entries}
-    return {claim.id: 1.0 for claim in CLAIMS} | known
 
 
 def timed(lab: Lab, claim: Claim) -> tuple[Finding, Cost]:
@@ -68,30 +71,53 @@ def timed(lab: Lab, claim: Claim) -> tuple[Finding, Cost]:
     seconds = time.perf_counter() - start - (store.aside - aside)
     arms = list(store.trained.values())[used:]
     key = {"kind": "measuring", "claim": claim.id, "settings": lab.settings, "seeds": lab.seeds}
-    return finding, Cost(arms, store.remember(key, round(seconds, 1), max))
+    return finding, result.cost_of(store, arms, store.remember(key, round(seconds, 1), max))
+
+
+def weights(folder: Path) -> dict[str, float]:
+    """What each claim counts in the bar: its seconds when it was run before, else as much as the mean."""
+    found = {claim.id: result.read(folder, claim) for claim in CLAIMS}
+    known = {name: r.cost.training + r.cost.measuring for name, r in found.items() if r}
+    mean = sum(known.values()) / len(known) if known else 1.0
+    return {name: known.get(name, mean) for name in found}
+
+
+def run(settings: ClaimsSettings, claims: list[Claim], out: Path) -> None:
+    """Run claim by claim; what each found is written at once, and the report anew."""
+    seeds = [0] if settings.quick else list(range(settings.seeds))
+    weight, folder = weights(out.parent / "results"), out.parent / "results"
+    bar = progress(total=sum(weight[claim.id] for claim in claims), bar_format=BAR, smoothing=0)
+    start = time.monotonic()
+    with process(settings.device, threads=settings.threads) as machine, bar:
+        sizes, ground = (TINY, None) if settings.quick else (Settings(), settings.base)
+        lab = Lab(Store(settings.folder), sizes, machine, seeds, ground)
+        for claim in claims:
+            if settings.budget and time.monotonic() - start > 3600 * settings.budget:
+                bar.write(f"--budget {settings.budget:g}: over before {claim.id}")
+                break
+            bar.set_postfix_str(claim.id)
+            finding, cost = timed(lab, claim)
+            found: Result = result.result_of(claim, finding, lab, cost)
+            report.draw_figures(folder, claim, finding)
+            result.write(folder, claim, found)
+            report.write(out, quick=settings.quick)
+            bar.update(weight[claim.id])
+            bar.write(f"{claim.id}: {result.verdict(claim, found)}: {finding.number}")
 
 
 def main(settings: ClaimsSettings) -> None:
-    """Run claim by claim; the report is written anew after each."""
-    claims, in_part = chosen(settings.only), settings.quick or bool(settings.only)
+    """Run the claims, or only write the report."""
+    claims = chosen(settings.only)
+    out = settings.out or (settings.folder if settings.quick else report.DOCS) / "RESULTS.md"
     if settings.seeds < 1:
         raise UserError(f"--seeds {settings.seeds}: must be at least 1")
-    seeds = [0] if settings.quick else list(range(settings.seeds))
-    out = settings.out or (settings.folder if in_part else report.DOCS) / "RESULTS.md"
+    if not settings.budget >= 0:
+        raise UserError(f"--budget {settings.budget}: must be at least 0")
     report.check(out)
-    weight = weights()
-    total = sum(weight[claim.id] for claim in claims)
-    bar = progress(total=total, bar_format=BAR, smoothing=0)
-    with process(settings.device) as machine, bar:
-        sizes = QUICK if settings.quick else Settings()
-        lab = Lab(Store(settings.folder), sizes, machine, seeds)
-        results = report.Report(out, lab)
-        for claim in claims:
-            bar.set_postfix_str(claim.id)
-            finding, cost = timed(lab, claim)
-            results.add(claim, finding, cost)
-            bar.update(weight[claim.id])
-            bar.write(f"{claim.id}: {finding.number}")
+    if settings.report:
+        report.write(out, quick=settings.quick)
+    else:
+        run(settings, claims, out)
     print(out)
 
 

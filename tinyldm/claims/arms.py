@@ -1,23 +1,25 @@
 """The arms of the ablations: edits of a built ControlNet, and a U-Net that sees edges by concatenation."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tinyldm.blocks import Down
+from tinyldm.blocks import Down, zero
 from tinyldm.controlnet import ControlNet
-from tinyldm.unet import UNet, UNetConfig
+from tinyldm.diffusion import Schedule
+from tinyldm.unet import UNet
 
 
 @torch.no_grad()
-def gaussian(controlnet: ControlNet) -> None:
-    """Draw zero convs from a Gaussian of std 1 / sqrt(c_in), which keeps sizes; [CN] gives no std."""
+def gaussian(controlnet: ControlNet, std: float = 0.0) -> None:
+    """Draw zero convs from a Gaussian, by default of std 1 / sqrt(c_in), which keeps sizes; [CN] gives none."""
     for conv in (*controlnet.zero_convs, controlnet.hint_encoder[-1]):
         weight = conv.get_parameter("weight")
-        weight.normal_(std=weight[0].numel() ** -0.5)
+        weight.normal_(std=std or weight[0].numel() ** -0.5)
 
 
 def random_copy(controlnet: ControlNet) -> None:
@@ -42,21 +44,32 @@ def lite(controlnet: ControlNet) -> None:
         blocks[i] = LiteBlock(channels[i], channels[i + 1], 3, stride, padding=1)
 
 
+STDS = (0.02, 0.1, 1.0)
 EDITS: dict[str, Callable[[ControlNet], object]] = {
     "zero": lambda controlnet: None,  # the ControlNet of the paper
     "gaussian": gaussian,
+    **{f"gaussian {std:g}": partial(gaussian, std=std) for std in STDS},
     "lite": lite,
     "random copy": random_copy,
 }
 
 
 class ConcatUNet(UNet):
-    """A U-Net whose stem also sees the hint, f x f pixels folded into channels: LDM by concatenation."""
+    """A trained U-Net whose stem also sees the hint, f x f pixels folded into channels.
 
-    def __init__(self, config: UNetConfig, f: int):
-        super().__init__(config)
-        self.f = f
-        self.stem = nn.Conv2d(config.channels + f * f, config.widths[0], 3, padding=1)
+    The new weights are zero: at first it is the U-Net. For fine-tuning as a whole, where ControlNet keeps
+    the base.
+    """
+
+    def __init__(self, unet: UNet, f: int):
+        super().__init__(unet.config)
+        self.load_state_dict(unet.state_dict())
+        self.f, old = f, self.stem
+        channels = unet.config.channels
+        self.stem = zero(nn.Conv2d(channels + f * f, unet.config.widths[0], 3, padding=1))
+        with torch.no_grad():
+            self.stem.get_parameter("weight")[:, :channels] = old.get_parameter("weight")
+            self.stem.get_parameter("bias")[:] = old.get_parameter("bias")
 
     def forward(
         self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]
@@ -65,6 +78,23 @@ class ConcatUNet(UNet):
         [[hint]] = controls
         folded = rearrange(hint, "b 1 (h i) (w j) -> b (i j) h w", i=self.f, j=self.f)
         return super().forward(torch.cat([z_t, folded], dim=1), t, context)
+
+
+class ScaledUNet(UNet):
+    """A U-Net that sees z_t divided by its standard deviation, that of z_0 being `std`."""
+
+    def __init__(self, unet: UNet, schedule: Schedule, std: float):
+        super().__init__(unet.config)
+        self.load_state_dict(unet.state_dict())
+        self.schedule, self.std = schedule, std
+
+    def forward(
+        self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]
+    ) -> Tensor:
+        """As UNet's."""
+        signal = self.schedule.alphas_cumprod.to(z_t.device)[t].to(z_t.dtype)  # (b,)
+        std = (signal * self.std**2 + 1 - signal).sqrt()
+        return super().forward(z_t / rearrange(std, "b -> b 1 1 1"), t, context, *controls)
 
 
 def just_hint(z_t: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a claim is, what its run finds, and how a verdict follows."""
+"""What a claim is, and what its run finds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tinyldm.claims.lab import Arm, Lab, Sweep
+from tinyldm.claims.lab import Arm, Lab
+from tinyldm.claims.sweep import Sweep
+from tinyldm.claims.verdict import Criterion, Measured, Precondition
+from tinyldm.evaluate.metrics import Estimate
 from tinyldm.evaluate.panel import prompt_settings
 
-SEEDS_FOR_A_VERDICT = 3
 Row = dict[str, Any]  # heading -> value; Estimates are shown with their intervals
 Line = tuple[str, str, Any, Any]  # style, label, x, numbers or Estimates
 
@@ -26,15 +28,15 @@ class Plot(NamedTuple):
 
 @dataclass
 class Finding:
-    """What a run found. `passed` is None where the criterion asks for a report only.
+    """What a run found: a quantity for each criterion, a number for each precondition, and what is shown.
 
     A row of pictures is of images or hints (n, k, H, W), or of groups of them (g, n, k, H, W).
     """
 
-    passed: bool | None
-    number: str  # the figure that decides, with its interval, for the table of all claims
+    measured: Mapping[str, Measured]  # by the names of the criteria
+    checks: Mapping[str, float]  # by the names of the preconditions
+    number: str  # the figures that decide, in words, for the table of all claims
     rows: list[Row]  # the table of the claim
-    control: str  # what would show a broken measure, and what it showed
     notes: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     pictures: dict[str, Tensor] = field(default_factory=dict)  # label -> a row
@@ -42,38 +44,25 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a claim took: the circumstances of the trainings that it was the first to use, and the rest."""
-
-    arms: list[dict]
-    measuring: float  # seconds
-
-    @property
-    def training(self) -> float:
-        return sum(arm["seconds"] for arm in self.arms)
-
-
-@dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper, and how it is tested; `criterion` was written before the first run."""
+    """A sentence of a paper, and how it is tested; criteria and preconditions were committed before the run."""
 
     id: str
     title: str
     sentence: str  # what is claimed, in our words
     source: str
-    criterion: str
+    criteria: Sequence[Criterion]  # all of them must hold; none: there is nothing to decide
+    preconditions: Sequence[Precondition]
     setting: str
     run: Callable[[Lab], Finding]
+    before: str  # what was wrong with the criterion of the first edition
     paper: str = ""  # the paper's own figures: not the same quantity as ours
+    seeds: int = 3  # trainings that a verdict needs
 
 
-def verdict(finding: Finding, seeds: Sequence[int]) -> str:
-    """PASS or FAIL from three seeds on, UNDECIDED below; REPORTED where there is nothing to decide."""
-    if finding.passed is None:
-        return "REPORTED"
-    if len(seeds) < SEEDS_FOR_A_VERDICT:
-        return "UNDECIDED"
-    return "PASS" if finding.passed else "FAIL"
+BASE_GOOD = Precondition("FD of the base over its floor", high=2)
+COPY_KEPT = Precondition("movement of the copy", high=0.3)
+CONVERGED = Precondition("share of the loss's fall in the last quarter", high=0.1)
 
 
 def listed(values: Sequence[float], digits: int = 2) -> str:
@@ -81,12 +70,17 @@ def listed(values: Sequence[float], digits: int = 2) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
-def named(values: Mapping[str, object], between: str = ", ") -> str:
+def named(values: Mapping[Any, object], between: str = ", ") -> str:
     """Names with their numbers."""
     return between.join(
         f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in values.items()
     )
+
+
+def found(measured: Mapping[str, Measured]) -> str:
+    """Quantities with their intervals, in words."""
+    return named({name: each.estimate for name, each in measured.items()}, "; ")
 
 
 def column(rows: Sequence[Row], heading: str) -> list[Any]:
@@ -104,10 +98,17 @@ def line(rows: Sequence[Row], x: str, y: str, style: str = "ko-", label: str = "
     return style, label, column(rows, x), column(rows, y)
 
 
+def rates(measured: Mapping[str, Measured]) -> dict[str, Estimate]:
+    """The quantities with their intervals, as columns of a row."""
+    return {name: each.estimate for name, each in measured.items()}
+
+
 def under_prompts(
-    lab: Lab, arms: Mapping[Any, Arm], kinds: Sequence[str]
+    lab: Lab, arms: Mapping[Any, Arm], kinds: Sequence[str], **settings: Any
 ) -> dict[tuple[Any, str], Sweep]:
     """(arm, kind of prompts) -> samples of the arm with these of `prompt_settings`."""
     prompts = prompt_settings(lab.panel.data, 0)
     models = {name: lab.models(arm) for name, arm in arms.items()}
-    return {(a, kind): lab.sweep(models[a], prompts[kind][0]) for a in arms for kind in kinds}
+    return {
+        (a, kind): lab.sweep(models[a], prompts[kind][0], **settings) for a in arms for kind in kinds
+    }

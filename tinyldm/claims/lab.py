@@ -14,29 +14,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tinyldm.claims.arms import EDITS, ConcatUNet, just_hint
+from tinyldm.claims.arms import EDITS, ConcatUNet, ScaledUNet, just_hint
+from tinyldm.claims.hints import HINTS, STYLES
 from tinyldm.claims.settings import BaseArm, ControlArm, Settings
 from tinyldm.claims.store import Key, Store, digest, name_of
 from tinyldm.claims.sweep import Sweep
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data import load
-from tinyldm.data.conditions import CONDITIONS, canny
-from tinyldm.data.dataset import SPLITS, Captions, Columns, Tokens, drop_captions, to_float
+from tinyldm.data.conditions import canny
+from tinyldm.data.dataset import SPLITS, Columns, Tokens, drop_captions, to_float
 from tinyldm.evaluate.judge import load_judge
 from tinyldm.evaluate.panel import Panel, reconstruct, sample_images
 from tinyldm.ldm import Control, LatentDiffusion
 from tinyldm.text import Tokenizer
 from tinyldm.training.caches import encode_all, hints_of
-from tinyldm.training.checkpoint import Checkpoints
+from tinyldm.support import files
+from tinyldm.training.checkpoint import METRICS, Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import Machine
+from tinyldm.training.networks import base_checksum, load_base
 from tinyldm.training.settings import FitSettings
 from tinyldm.vae import VAE, vae_loss
 
-LAB_VERSION = 3  # raise it when a change of the code changes what an arm becomes
-RESOLUTION = 32
+LAB_VERSION = 4  # raise it when a change of the code changes what an arm becomes
 KL_WEIGHT = 3e-5
-LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # every arm that is compared gets the best of these
 ControlFn = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 Arm = BaseArm | ControlArm
 
@@ -59,6 +60,12 @@ class Model(NamedTuple):
 Watch = Callable[[Path, Model, int], None]  # of a training: its folder, the model, the step
 
 
+def distance(a: nn.Module, b: nn.Module) -> float:
+    """|b - a| / |a| over all weights."""
+    x, y = (torch.cat([p.detach().cpu().flatten() for p in m.parameters()]) for m in (a, b))
+    return ((y - x).norm() / x.norm()).item()
+
+
 def noise_loss(model: Model, arm: Arm, z_0: Tensor, *batch: Any) -> Tensor:
     """The loss of train_base.py and train_control.py; a batch ends in a hint per ControlNet, and tokens."""
     *hints, tokens = batch
@@ -67,37 +74,71 @@ def noise_loss(model: Model, arm: Arm, z_0: Tensor, *batch: Any) -> Tensor:
 
 
 class Lab:
-    """Trains arms, or loads them from the store; everything is a function of settings, arm and seed."""
+    """Trains arms, or loads them from the store; everything is a function of settings, arm and seed.
 
-    def __init__(self, store: Store, settings: Settings, machine: Machine, seeds: list[int]):
+    With `ground`, the run folder of a base, that one is every seed's base, and seeds are of what is trained
+    on it. Without, each seed has its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        machine: Machine,
+        seeds: list[int],
+        ground: Path | None = None,
+    ):
         self.store, self.settings, self.machine, self.seeds = store, settings, machine, seeds
-        s, dataset, limit = settings, settings.dataset, settings.limit
-        self.data = {split: load(dataset, split, RESOLUTION, None, limit) for split in SPLITS}
-        self.panel = Panel(self.data["test"], load_judge(dataset), canny, s.n)
+        self.ground, s = ground, settings
+        self.data = {split: load(s.dataset, split, s.resolution, None, s.limit) for split in SPLITS}
+        judge = load_judge(s.dataset)
+        self.panel = Panel(self.data["test"], judge, canny, s.n)
+        self.wide = Panel(self.data["test"], judge, canny, s.wide)
         captions = self.data["train"].captions.all()
         self.tokenizer = Tokenizer.from_captions(captions, s.text.length)
-        self.data_key: Key = {"version": LAB_VERSION, "dataset": dataset, "limit": limit}
+        self.data_key: Key = {
+            "version": LAB_VERSION,
+            "dataset": s.dataset,
+            "resolution": s.resolution,
+            "limit": s.limit,
+        }
         self.vae_key: Key = {"kind": "vae", **self.data_key, "vae": s.vae, "fit": s.vae_fit}
+        if ground:
+            self.tokenizer = load_base(ground).tokenizer
+            self.vae_key = {"kind": "vae", **self.data_key, "base": base_checksum(ground)}
+
+    def sizes(self) -> str:
+        """A checksum of the sizes, and of the base that is the ground."""
+        return name_of({"kind": "sizes", "settings": self.settings, "vae": self.vae_key})
 
     # ------------------------------------------------------------ what training needs
 
-    def latents(self, inverted: bool = False) -> Tensor:
-        """z (n, c, h, w) of the training images."""
-        images = self.data["train"].images
-        images = 255 - images if inverted else images
-        key = {"kind": "latents", "vae": self.vae_key, "inverted": inverted}
+    def latents(self, style: str = "") -> Tensor:
+        """z (n, c, h, w) of the training images in a style."""
+        images = STYLES[style](self.data["train"].images)
+        key = {"kind": "latents", "vae": self.vae_key, "style": style}
         return self.store.keep(key, lambda: encode_all(self.vae(), images))
 
     def hints(self, condition: str = "canny") -> Tensor:
-        """Of the training images, bool (n, 1, H, W)."""
-        images, make = self.data["train"].images, CONDITIONS[condition]
+        """Of the training images (n, 1, H, W)."""
+        images, make = self.data["train"].images, HINTS[condition]
         key = {"kind": "hints", "condition": condition, **self.data_key}
         return self.store.keep(key, lambda: hints_of(make, images))
 
-    def tokens(self, n: int | None = None) -> Tokens:
-        """Of the captions of the first n training images, or of all."""
-        captions = Captions(self.data["train"].captions.choices[:n])
-        return Tokens.of(captions, self.tokenizer.encode)
+    def chosen(self, arm: Arm) -> Tensor:
+        """The training images (m,) of an arm, in an order that is drawn at random."""
+        data = self.data["train"]
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        first, second = (values[order] for values in list(data.labels.values())[:2])
+        if isinstance(arm, BaseArm):
+            out = [(first == a) & (second == b) for a, b in arm.left_out]
+            return order[~torch.stack(out).any(0)] if out else order
+        kept = order[first % 2 == arm.half % 2] if arm.half else order
+        return kept[: arm.images or None]
+
+    def tokens(self, chosen: Tensor) -> Tokens:
+        """Of the captions of these training images (m,)."""
+        return Tokens.of(self.data["train"].subset(chosen).captions, self.tokenizer.encode)
 
     def trained(self, key: Key, network: nn.Module, train: Callable[[Path], None]) -> str:
         """Load what `train(folder)` makes of the network, freeze it, and return its name in the store."""
@@ -123,6 +164,8 @@ class Lab:
 
     def base_key(self, arm: BaseArm, seed: int) -> Key:
         s, start = self.settings, arm.start and self.base_key(arm.start, seed)
+        if self.ground and arm == BaseArm():
+            return {"kind": "ground", "base": base_checksum(self.ground)}
         parts = {"vae": self.vae_key, "text": s.text, "unet": s.unet, "start": start}
         return self.key_of("base", arm, seed, **parts)
 
@@ -130,6 +173,10 @@ class Lab:
 
     def vae(self) -> VAE:
         """The one autoencoder of every arm, with its scale."""
+        if self.ground:
+            vae = load_base(self.ground).vae
+            self.machine.place(vae)
+            return vae
         torch.manual_seed(0)
         images = self.data["train"].images
         vae = VAE(replace(self.settings.vae, image_channels=images.shape[1]))
@@ -154,25 +201,33 @@ class Lab:
         """An untrained base round the autoencoder."""
         vae, s = self.vae(), self.settings
         torch.manual_seed(seed)
-        return LatentDiffusion.build(vae, self.tokenizer, s.text, s.unet, RESOLUTION)
+        return LatentDiffusion.build(vae, self.tokenizer, s.text, s.unet, s.resolution)
 
     def base(self, arm: BaseArm, seed: int) -> Model:
         """The trained base of an arm."""
+        key = self.base_key(arm, seed)
+        if self.ground and arm == BaseArm():
+            ldm = load_base(self.ground)
+            self.machine.place(ldm)
+            return Model(ldm, key=(name_of(key),))
         model = Model(self.base(arm.start, seed).ldm if arm.start else self.new_base(seed))
         scale = model.ldm.vae.scale.cpu().clone() if arm.unscaled else 1.0
         model.ldm.vae.scale /= scale
+        if arm.scaled_input:
+            model.ldm.unet = ScaledUNet(model.ldm.unet, model.ldm.schedule, 1 / float(scale))
 
         def train(folder: Path) -> None:
-            self.fit_base(model, arm, seed, self.latents(arm.inverted) / scale, folder)
+            self.fit_base(model, arm, seed, self.latents(arm.style) / scale, folder)
 
-        return model._replace(key=(self.trained(self.base_key(arm, seed), model.ldm, train),))
+        return model._replace(key=(self.trained(key, model.ldm, train),))
 
     def fit_base(self, model: Model, arm: BaseArm, seed: int, z_0: Tensor, folder: Path) -> None:
         """Train text encoder and U-Net on these latents (n, c, h, w) of the training images."""
+        chosen = self.chosen(arm)
         fit(
             partial(noise_loss, model, arm),
             [network.requires_grad_(True) for network in (model.ldm.text, model.ldm.unet)],
-            Columns(z_0, self.tokens()),
+            Columns(z_0[chosen], self.tokens(chosen)),
             self.fit_of(arm),
             checkpoints=Checkpoints(folder),
             name="base",
@@ -183,40 +238,49 @@ class Lab:
     def new_control(self, ldm: LatentDiffusion, edit: str, seed: int) -> tuple[Model, nn.Module]:
         """An untrained model that sees hints, and the part of it that is to be trained."""
         torch.manual_seed(seed + 1)
-        if edit == "concat":
-            unet = ConcatUNet(ldm.unet.config, ldm.vae.config.f)
+        if edit == "fine-tuned":
+            unet = ConcatUNet(ldm.unet, ldm.vae.config.f)
             parts = ldm.vae, ldm.tokenizer, ldm.text, unet, ldm.schedule, ldm.resolution
             return Model(LatentDiffusion(*parts), (just_hint,)), unet
         controlnet = ControlNet(ldm.unet, ControlNetConfig(hint_widths=self.settings.hint_widths))
         EDITS[edit](controlnet)
         return Model(ldm, (controlnet,)), controlnet
 
+    def control_key(self, arm: ControlArm, seed: int) -> Key:
+        base = self.base_key(arm.base, seed)
+        return self.key_of("control", arm, seed, base=base, hint_widths=self.settings.hint_widths)
+
     def control(self, arm: ControlArm, seed: int, watch: Watch = lambda *_: None) -> Model:
         """The trained ControlNet of an arm, on its base.
 
         `watch` is called every `preview_every` steps of the training; a watched arm must have one.
         """
-        base = self.base(arm.base, seed)
+        base, key = self.base(arm.base, seed), self.control_key(arm, seed)
         model, network = self.new_control(base.ldm, arm.edit, seed)
 
         def train(folder: Path) -> None:
-            n = arm.images or None
-            z_0, hints = self.latents(arm.base.inverted), self.hints(arm.condition)
+            chosen = self.chosen(arm)
+            z_0, hints = self.latents(arm.base.style), self.hints(arm.condition)
             fit(
                 partial(noise_loss, model, arm),
                 [network],
-                Columns(z_0[:n], hints[:n], self.tokens(n)),
+                Columns(z_0[chosen], hints[chosen], self.tokens(chosen)),
                 self.fit_of(arm),
                 checkpoints=Checkpoints(folder),
-                name="control",
+                name=f"control {arm.edit}",
                 seed=seed,
                 machine=self.machine,
+                validation=self.validation(arm),
                 preview=partial(watch, folder, model),
             )
 
-        parts = {"base": base.key, "hint_widths": self.settings.hint_widths}
-        key = self.key_of("control", arm, seed, **parts)
         return model._replace(key=(*base.key, self.trained(key, network, train)))
+
+    def untrained(self, arm: ControlArm, seed: int) -> Model:
+        """The model of an arm as it is before its training."""
+        model, network = self.new_control(self.base(arm.base, seed).ldm, arm.edit, seed)
+        self.machine.place(network.requires_grad_(False))
+        return model
 
     def models(self, arm: Arm) -> list[Model]:
         """The trained model of each seed."""
@@ -224,20 +288,45 @@ class Lab:
             return [self.base(arm, seed) for seed in self.seeds]
         return [self.control(arm, seed) for seed in self.seeds]
 
-    @torch.no_grad()
-    def validation_loss(self, arm: ControlArm) -> float:
-        """Of the trained arm of seed 0 on 256 images, with the same noise for every arm."""
-        model, data = self.control(arm, 0), self.data["validation"]
-        images, tokens = data.images[:256], self.tokenizer.encode(data.captions.full()[:256])
-        hints = CONDITIONS[arm.condition](images)
-        batch = self.machine.load((encode_all(model.ldm.vae, images), hints, tokens))
-        torch.manual_seed(0)
-        return noise_loss(model, arm, *batch).item()
+    def validation(self, arm: ControlArm) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, hints and tokens of 256 images that no arm is trained on."""
+        data = self.data["validation"]
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:256]
+        data = data.subset(order)
+        images, tokens = data.images, self.tokenizer.encode(data.captions.full())
+        z_0 = encode_all(self.vae(), STYLES[arm.base.style](images))
+        return z_0, HINTS[arm.condition](images), tokens
 
-    def tuned(self, arm: ControlArm) -> ControlArm:
-        """The arm at that of LEARNING_RATES which has the lowest validation loss."""
-        arms = [replace(arm, fit=replace(self.fit_of(arm), lr=lr)) for lr in LEARNING_RATES]
-        return min(arms, key=self.validation_loss)
+    @torch.no_grad()
+    def losses(self, arm: ControlArm, seed: int) -> list[tuple[int, float]]:
+        """(step, validation loss) during the arm's training, from before its first step, same noise."""
+        name = self.control(arm, seed).key[-1]
+        model = self.untrained(replace(arm, edit="zero"), seed)
+        torch.manual_seed(0)
+        with self.machine.autocast():
+            first = noise_loss(model, arm, *self.machine.load(self.validation(arm))).item()
+        lines = files.read_lines(self.store.folder / name / METRICS)
+        found = [(e["step"], e["validation_loss"]) for e in lines if "validation_loss" in e]
+        return [(0, first), *found]
+
+    def last_quarter(self, arm: ControlArm, seed: int) -> float:
+        """Share of its loss's whole fall that the arm makes in the last quarter of its training."""
+        losses = self.losses(arm, seed)
+        last, first = losses[-1], losses[0][1]
+        late = min(losses, key=lambda each: abs(each[0] - 0.75 * last[0]))
+        return (late[1] - last[1]) / max(1e-9, first - last[1])
+
+    def moved(self, arm: ControlArm, seed: int) -> float:
+        """How far training moved the copy: |after - before| / |before| of its encoder's weights."""
+        before = self.new_control(self.base(arm.base, seed).ldm, arm.edit, seed)[1]
+        after = self.control(arm, seed).nets[0]
+        assert isinstance(before, ControlNet) and isinstance(after, ControlNet)
+        return distance(before.encoder, after.encoder)
+
+    def tuned(self, arm: ControlArm, rates: Sequence[float]) -> ControlArm:
+        """The arm at that rate which has the lowest validation loss, on seed 0."""
+        arms = [replace(arm, fit=replace(self.fit_of(arm), lr=lr)) for lr in rates]
+        return min(arms, key=lambda each: self.losses(each, 0)[-1][1])
 
     # ------------------------------------------------------------ samples
 
@@ -264,19 +353,31 @@ class Lab:
         return self.store.keep(key, draw) if model.key else draw()
 
     def sweep(
-        self, what: Arm | list[Model], prompts: Sequence[str] | None = None, **settings: Any
+        self,
+        what: Arm | list[Model],
+        prompts: Sequence[str] | None = None,
+        wide: bool = False,
+        hints: Sequence[Tensor] | None = None,
+        **settings: Any,
     ) -> Sweep:
-        """Samples of the models of an arm, one per seed, measured; `settings` are those of `sample`."""
-        models = what if isinstance(what, list) else self.models(what)
-        samples = [self.sample(m, prompts or self.panel.captions, **settings) for m in models]
-        return Sweep([self.panel.measured(x) for x in samples], self.panel, self.ceiling())
+        """Samples of the models of an arm, one per seed, measured; `settings` are those of `sample`.
 
-    def ceiling(self) -> Tensor:
-        """Edge F1 (n,) of the test images after a round trip through the autoencoder."""
-        return self.round_trip(self.panel.data.images)
+        Of `panel`, or of `wide`, which FD can decide; by default with the true captions.
+        """
+        models = what if isinstance(what, list) else self.models(what)
+        panel = self.wide if wide else self.panel
+        prompts, samples = prompts or panel.captions, []
+        for model in models:
+            shown = hints or [panel.hints] * len(model.nets)
+            samples.append(panel.measured(self.sample(model, prompts, shown, **settings)))
+        return Sweep(samples, panel, self.ceiling(panel))
+
+    def ceiling(self, panel: Panel) -> Tensor:
+        """Edge F1 (n,) of a panel's images after a round trip through the autoencoder."""
+        x = self.round_trip(panel.data.images)
+        return panel.edge_scores(x)[0]
 
     def round_trip(self, images: Tensor) -> Tensor:
-        """Edge F1 (n,) of versions of the test images, after the autoencoder, against their hints."""
+        """Images uint8 (n, k, H, W) -> x (n, k, H, W) after the autoencoder."""
         key = {"kind": "round-trip", "vae": self.vae_key, "images": digest(images)}
-        x = self.store.keep(key, lambda: reconstruct(self.vae(), images))
-        return self.panel.edge_scores(x)[0]
+        return self.store.keep(key, lambda: reconstruct(self.vae(), images))

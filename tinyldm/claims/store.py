@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyldm.benchmark.machine import describe
 from tinyldm.support import files
 from tinyldm.support.sealed import Sealed, is_sealed, seal
 from tinyldm.training.checkpoint import Checkpoints
@@ -44,6 +45,8 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self.commit = commit()  # of the code as it is loaded, whatever is edited while it runs
+        about = describe(torch.device("cpu"))
+        self.processor = f"{about['processor']}, {about['features']}"
         self.trained: dict[str, dict] = {}  # name -> circumstances of its training, once used
         self.aside = 0.0  # seconds in which this process trained, or waited for another
 
@@ -63,6 +66,7 @@ class Store:
                     "commit": self.commit,
                     "threads": torch.get_num_threads(),
                     "load": round(os.getloadavg()[0], 1),
+                    "processor": self.processor,
                 }
                 sums = {TRAINED: files.write_json(folder / TRAINED, circumstances)}
                 sums[WEIGHTS] = files.write_tensors(folder / WEIGHTS, tensors)

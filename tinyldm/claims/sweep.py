@@ -1,32 +1,23 @@
 """Samples of several seeds, and the numbers that are made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tinyldm.evaluate.metrics import Estimate, estimate, frechet_distance, gain, spread
+from tinyldm.claims.verdict import Measured, measure, pseudo_values
+from tinyldm.evaluate.metrics import Estimate, frechet_distance, gain, kernel_distance, spread
 from tinyldm.evaluate.panel import Panel, Sampled
 
 
-def over_seeds(columns: Sequence[Tensor]) -> Tensor:
-    """One column (n,) per seed -> their mean image by image: an interval resamples each image once."""
-    return torch.stack([column.double() for column in columns]).mean(0)
+def stacked(columns: Sequence[Tensor]) -> Tensor:
+    """One column (n,) per seed -> (s, n)."""
+    return torch.stack([column.double() for column in columns])
 
 
-def shares(seen: Sequence[Tensor], wanted: Tensor) -> Estimate:
-    """Share of labels (n,), one column per seed, that equal the wanted ones (n,), with its interval."""
-    return estimate(over_seeds([column == wanted for column in seen]))
-
-
-def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Estimate:
-    """Mean of a - b over seeds and images, one column (n,) per seed, paired image by image."""
-    return estimate(over_seeds(a) - over_seeds(b))
-
-
-def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """a / b, seed by seed."""
-    return [x / y for x, y in zip(a, b, strict=True)]
+def ratio(over: Tensor, under: Tensor) -> Tensor:
+    """A statistic of two means."""
+    return over / under
 
 
 def shuffled(n: int, seed: int = 0) -> list[int]:
@@ -37,19 +28,69 @@ def shuffled(n: int, seed: int = 0) -> list[int]:
 class Sweep:
     """What the models of some seeds gave for the same prompts, hints and noise, and its measures.
 
-    Lists have an entry per seed. `ce` (n,) is the edge F1 after a round trip through the autoencoder.
+    Columns are (s, n), a row per seed. `ce` (n,) is the edge F1 after a round trip through the autoencoder.
     """
 
     def __init__(self, samples: Sequence[Sampled], panel: Panel, ce: Tensor):
-        self.samples = samples
+        self.samples, self.panel = samples, panel
         self.x = samples[0].x  # the first seed's images (n, k, H, W)
         self.images = torch.cat([s.x for s in samples])  # of all seeds
-        self.ef0s = [s.ef0 for s in samples]
-        self.classes = [s.seen["class"] for s in samples]  # that the judge sees
-        self.hits = [seen == panel.labels["class"] for seen in self.classes]
-        self.fds = [frechet_distance(s.features, panel.reference) for s in samples]
+        self.ef0s = stacked([s.ef0 for s in samples])
+        self.chs = stacked([s.ch for s in samples])
+        self.ces = ce.double().expand(len(samples), -1)
+        self.seen = {
+            name: torch.stack([s.seen[name] for s in samples]) for name in samples[0].seen
+        }  # label -> (s, n)
 
-        ef0, ch = over_seeds(self.ef0s), over_seeds([s.ch for s in samples])
-        self.ef0, self.gain = estimate(ef0), estimate(ef0, ch, ce, statistic=gain)
-        self.acc = estimate(over_seeds(self.hits))  # the class of the hint's image: ACC_e
-        self.fd = spread(self.fds)
+    def measure(self, *columns: Tensor, **how: object) -> Measured:
+        """Of columns (s, n) of these images: `measure`, all images of one drawing together."""
+        return measure(*columns, origins=self.panel.origins, **how)  # type: ignore[arg-type]
+
+    def hits(self, label: str, wanted: Tensor | None = None) -> Tensor:
+        """Where the label (s, n) is the wanted one (n,), by default that of the hint's image."""
+        wanted = self.panel.labels[label] if wanted is None else wanted
+        return (self.seen[label] == wanted).double()
+
+    @property
+    def ef0(self) -> Estimate:
+        return self.measure(self.ef0s).estimate
+
+    @property
+    def gain(self) -> Estimate:
+        return self.measure(self.ef0s, self.chs, self.ces, statistic=gain).estimate
+
+    @property
+    def acc(self) -> Estimate:
+        """ACC_e: the class of the hint's image."""
+        return self.measure(self.hits("class")).estimate
+
+    @property
+    def fds(self) -> list[float]:
+        return [frechet_distance(s.features, self.panel.reference) for s in self.samples]
+
+    @property
+    def fd(self) -> Estimate:
+        return spread(self.fds)
+
+    @property
+    def kd(self) -> Estimate:
+        return spread([kernel_distance(s.features, self.panel.reference) for s in self.samples])
+
+    def pseudo_fds(self, distance: Callable[[Tensor, Tensor], float] = frechet_distance) -> Tensor:
+        """FD as columns (s, blocks), for `measure`."""
+        panel = self.panel
+
+        def column(features: Tensor) -> Tensor:
+            return pseudo_values(lambda i: distance(features[i], panel.reference), panel.origins)
+
+        return stacked([column(s.features) for s in self.samples])
+
+
+def fd_ratio(over: Sweep, under: Sweep, family: int = 1) -> Measured:
+    """FD of one over FD of the other, by the same blocks of images."""
+    return measure(over.pseudo_fds(), under.pseudo_fds(), statistic=ratio, family=family)
+
+
+def fd_difference(over: Sweep, under: Sweep) -> Measured:
+    """FD of one less FD of the other."""
+    return measure(over.pseudo_fds() - under.pseudo_fds())

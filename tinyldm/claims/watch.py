@@ -1,63 +1,93 @@
-"""Trainings that are watched: what their ControlNet does after every 1/25 of them."""
+"""Trainings that are watched: what their ControlNet does, look by look."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyldm.claims.lab import Lab, Model
 from tinyldm.claims.settings import ControlArm
 from tinyldm.support import files
 
-PANEL = 48  # test images whose EF0 is followed
-SHOWN = 12  # of them in pictures
-MOMENTS_RATE = 1e-3
-MOMENTS = (16, 32, 64, 128, 256, 400)  # steps at which FD and ACC_t are measured too
+SHOWN = 12  # drawings in pictures
+EVERY, DENSE, SPARSE = 8, 1080, 80  # a look every EVERY steps up to DENSE, then every SPARSE
+MOMENTS = (56, 120, 240, 480, 960, 2000)  # steps whose weights are kept, for FD
 
 
-def watched(lab: Lab, lr: float, edit: str, optimizer: str) -> ControlArm:
-    """A training as in [CN]: AdamW, t drawn evenly, weights not averaged, no warm-up.
-
-    With "muon" it is the default training instead, but for the last two.
-    """
+def watched(lab: Lab, **changes: object) -> ControlArm:
+    """A training as in [CN]: AdamW at a constant rate, t drawn evenly, weights not averaged, no warm-up."""
     fit = lab.settings.control_fit
-    fit = replace(fit, lr=lr, ema=0.0, warmup=1, preview_every=max(1, fit.steps // 25))
-    arm = ControlArm(fit=fit, edit=edit, watched=True)
-    if optimizer == "muon":
-        return arm
-    return replace(arm, fit=replace(fit, optimizer="adamw"), density="uniform")
+    steps, every = min(2000, 4 * fit.steps), min(EVERY, fit.preview_every)
+    how = {"ema": 0.0, "steps": steps, "preview_every": every}
+    fit = replace(fit, **how | changes)
+    return ControlArm(fit=fit, density="uniform", watched=True)
 
 
-def progress_of(
-    lab: Lab, seed: int, lr: float, edit: str = "zero", optimizer: str = "adamw"
-) -> list[dict]:
-    """Look by look during a training: its step, x of the panel's first images, and EF0 of each of the panel.
+def watched_images(lab: Lab) -> Tensor:
+    """The images (n,) of the panel that are looked at: the first of each drawing."""
+    first: dict[int, int] = {}
+    for i, origin in enumerate(lab.wide.origins.tolist()):
+        first.setdefault(origin, i)
+    return torch.tensor([*first.values()][: lab.settings.panel])
 
-    At MOMENTS FD and ACC_t too, if lr is E1's. The hints, captions and z_T are always the same.
+
+def wanted(step: int, last: int) -> bool:
+    """Is this step one to look at?"""
+    return step <= DENSE or step % SPARSE == 0 or step == last
+
+
+def progress_of(lab: Lab, seed: int, arm: ControlArm) -> list[dict]:
+    """Look by look during a training: its step, x of the first images, and EF0 (images, noises).
+
+    The hints, captions and z_T are always the same; samples are of true captions without guidance. From
+    step 0, before any training, on.
     """
-    moments = (*MOMENTS, lab.settings.control_fit.steps) if lr == MOMENTS_RATE else ()
+    chosen, noises = watched_images(lab), lab.settings.noises
+    captions = [lab.wide.captions[i] for i in chosen.tolist()] * noises
+    hints, fit = lab.wide.hints[chosen], lab.fit_of(arm)
+
+    def seen(model: Model) -> dict[str, Tensor]:
+        x = lab.sample(model, captions, [hints.repeat(noises, 1, 1, 1)], guidance=1.0, steps=6)
+        panel = lab.wide
+        ef0 = panel.edge_f1(x, hints.repeat(noises, 1, 1, 1)).unflatten(0, (noises, -1)).T
+        return {"x": x[:SHOWN], "ef0": ef0.contiguous()}
 
     def look(folder: Path, model: Model, step: int) -> None:
-        x = lab.sample(model, lab.panel.captions[:PANEL])
-        seen = {"x": x[:SHOWN], "ef0": lab.panel.edge_scores(x)[0]}
-        if step in moments:
-            sweep = lab.sweep([model])
-            means = torch.tensor([sweep.fd.mean, sweep.acc.mean], dtype=torch.float64)
-            seen["fd"], seen["acc"] = means
-        files.write_tensors(folder / f"step-{step:05d}.safetensors", seen)
+        if wanted(step, fit.steps):
+            files.write_tensors(folder / f"step-{step:05d}.safetensors", seen(model))
+        if step in MOMENTS and isinstance(net := model.nets[0], nn.Module):
+            files.write_tensors(folder / f"weights-{step:05d}.safetensors", net.state_dict())
 
-    model = lab.control(watched(lab, lr, edit, optimizer), seed, look)
+    model = lab.control(arm, seed, look)
+    folder = lab.store.folder / model.key[-1]
+    start = folder / "step-00000.safetensors"
+    if not start.exists():
+        look(folder, lab.untrained(arm, seed), 0)
     lines = []
-    for path in sorted((lab.store.folder / model.key[-1]).glob("step-*.safetensors")):
-        seen = files.read_tensors(path, f"delete {path.parent}")
-        numbers = {name: values.tolist() for name, values in seen.items()}
-        lines.append({"step": int(path.stem.removeprefix("step-")), **numbers})
+    for path in sorted(folder.glob("step-*.safetensors")):
+        step = int(path.stem.removeprefix("step-"))
+        lines.append({"step": step, **files.read_tensors(path, f"delete {path.parent}")})
     return lines
 
 
-def seen_during(lab: Lab, lr: float) -> dict[str, Tensor]:
-    """Step -> images (SHOWN, k, H, W), at eight steps of seed 0's training."""
-    lines = progress_of(lab, 0, lr)
-    chosen = [lines[round(i)] for i in torch.linspace(0, len(lines) - 1, 8).tolist()]
-    return {f"step {line['step']}": torch.tensor(line["x"]) for line in chosen}
+def at_moment(lab: Lab, seed: int, arm: ControlArm, step: int) -> Model:
+    """The model as it was after that step of a watched training."""
+    progress_of(lab, seed, arm)
+    done, model = lab.control(arm, seed), lab.untrained(arm, seed)
+    if step:
+        path = lab.store.folder / done.key[-1] / f"weights-{step:05d}.safetensors"
+        for net in model.nets:
+            assert isinstance(net, nn.Module)
+            net.load_state_dict(files.read_tensors(path, f"delete {path.parent}"))
+    return model._replace(key=(*done.key, f"step {step}"))
+
+
+Curve = tuple[Tensor, Tensor]  # steps (s,), EF0 (s, images, noises)
+
+
+def curve(lab: Lab, seed: int, arm: ControlArm) -> Curve:
+    """What was seen during a training."""
+    lines = progress_of(lab, seed, arm)
+    return torch.tensor([line["step"] for line in lines]), torch.stack([line["ef0"] for line in lines])

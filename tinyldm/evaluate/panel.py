@@ -31,7 +31,10 @@ class Sampled:
 
 
 class Panel:
-    """n images of a test split, chosen by the seed, with what samples are measured by."""
+    """n images of a test split, chosen by the seed, with what samples are measured by.
+
+    More than it has are each of them again: samples of one hint differ by their noise.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Panel:
         seed: int = 0,
     ):
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+        order = order.repeat(-(-n // len(test)))
         self.data, self.judge, self.condition = test.subset(order[:n]), judge, condition
         self.hints = condition(self.data.images)  # bool (n, 1, H, W)
         self.captions = self.data.captions.full()
@@ -63,8 +67,12 @@ class Panel:
 
     def edge_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """EF0 and CH (m,) of the first images' samples x (m <= n, k, H, W)."""
-        edges, m = self.condition(to_uint8(x)), len(x)
-        return edge_f1(edges, self.hints[:m]), edge_f1(edges, self.hints[self.strangers[:m]])
+        m = len(x)
+        return self.edge_f1(x, self.hints[:m]), self.edge_f1(x, self.hints[self.strangers[:m]])
+
+    def edge_f1(self, x: Tensor, hints: Tensor) -> Tensor:
+        """F1 (m,) of the hints of samples x (m, k, H, W) against other hints (m, 1, H, W)."""
+        return edge_f1(self.condition(to_uint8(x)), hints)
 
 
 @torch.no_grad()

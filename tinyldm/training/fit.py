@@ -35,10 +35,13 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     return torch.stack([permutation(n, seed, i // n)[i % n] for i in positions])
 
 
-def lr_factor(step: int, steps: int, warmup: int) -> float:
-    """Linear from 1 / warmup to 1, then half a cosine towards 0."""
+def lr_factor(settings: FitSettings, step: int) -> float:
+    """Linear from 1 / warmup to 1, then half a cosine towards 0, or 1 to the end."""
+    warmup, steps = settings.warmup, settings.steps
     if step < warmup:
         return (step + 1) / warmup
+    if settings.lr_scheduler == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
@@ -82,7 +85,7 @@ def fit(
     start = checkpoints.load(state, log, steps)
     bar = progress(range(start, steps), initial=start, total=steps, desc=name, unit="step")
     for step in bar:
-        done, lr = step + 1, settings.lr * lr_factor(step, steps, settings.warmup)
+        done, lr = step + 1, settings.lr * lr_factor(settings, step)
         with machine.stop.hold():
             seed_step(seed, step)
             indices = batch_indices(len(data), settings.batch_size, seed, step)

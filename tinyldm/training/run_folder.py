@@ -45,6 +45,9 @@ def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dic
     content = json.loads(json.dumps(asdict(settings), default=str))
     content["run"]["precision"] = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
     content["run"]["threads"] = torch.get_num_threads()
+    for fit in (content[name] for name in ("fit", "vae_fit") if name in content):
+        if fit["lr_scheduler"] == "cosine":
+            del fit["lr_scheduler"]  # runs from before there was another are resumed
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
         return content

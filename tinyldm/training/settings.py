@@ -67,7 +67,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How one network is trained: linear warm-up, then cosine to 0; clipped gradients; EMA of the weights."""
+    """How one network is trained: its optimizer and learning rate, clipped gradients, EMA of the weights."""
 
     steps: int = 1000
     """Optimizer steps."""
@@ -77,6 +77,8 @@ class FitSettings:
     """muon orthogonalises the steps of matrices and convolutions and needs about half of adamw's steps."""
     lr: float = 1e-3
     """Highest learning rate."""
+    lr_scheduler: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: half a cosine down to 0, or the highest rate to the end."""
     warmup: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.01

@@ -1,0 +1,46 @@
+"""The numbers of preconditions that several claims share."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tinyldm.claims.lab import Lab
+from tinyldm.claims.settings import BaseArm, ControlArm
+from tinyldm.claims.sweep import Sweep
+from tinyldm.data.dataset import to_float
+from tinyldm.evaluate.metrics import frechet_distance
+
+
+def floor(lab: Lab) -> float:
+    """FD of as many real training images as `wide` has."""
+    images = lab.data["train"].images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    features, _ = lab.panel.judge(to_float(images[order[: lab.settings.wide]]))
+    return frechet_distance(features, lab.wide.reference)
+
+
+def base_ratio(lab: Lab) -> float:
+    """FD of the worst base over the floor."""
+    models = [lab.base(BaseArm(), 0)] if lab.ground else lab.models(BaseArm())
+    return max(lab.sweep(models, wide=True).fds) / floor(lab)
+
+
+def moved(lab: Lab, arms: Iterable[ControlArm]) -> float:
+    """The largest movement of a copy that starts as the base's: of all these arms and seeds."""
+    return max(lab.moved(arm, seed) for arm in arms for seed in lab.seeds)
+
+
+def last_quarter(lab: Lab, arms: Iterable[ControlArm]) -> float:
+    """The largest share of the loss's fall that is made in the last quarter: of all these arms and seeds."""
+    return max(lab.last_quarter(arm, seed) for arm in arms for seed in lab.seeds)
+
+
+def room(ceiling: Tensor, chance: Tensor) -> float:
+    """Ceiling minus chance, of columns."""
+    return (ceiling.double().mean() - chance.double().mean()).item()
+
+
+def accuracy_of(sweeps: Sequence[Sweep], label: str = "class") -> list[float]:
+    """Share of the samples of each that have the label of the hint's image."""
+    return [sweep.hits(label).mean().item() for sweep in sweeps]

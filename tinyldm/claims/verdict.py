@@ -1,0 +1,175 @@
+"""How a verdict follows from what was measured: preconditions, criteria, intervals over seeds and images."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyldm.evaluate.metrics import Estimate
+
+PASS, FAIL, INCONCLUSIVE, NOT_TESTED, REPORTED = (
+    *("PASS", "FAIL", "INCONCLUSIVE", "NOT TESTED"),
+    "REPORTED",
+)
+SEEDS = 3  # that a verdict needs
+BLOCKS = 20  # of the jackknife
+RESAMPLES = 2000
+Statistic = Callable[..., Tensor]  # of the means of columns (r,) -> (r,)
+
+
+class Noise(NamedTuple):
+    """How much what is measured differs between images and between trainings, and how many there are of each."""
+
+    images: float  # standard deviation over images, or over drawings, of a training's values
+    seeds: float  # over trainings, of their means
+    n: int
+    trainings: int
+
+
+class Measured(NamedTuple):
+    """A quantity with its interval over seeds and images, and the noise that it was found in."""
+
+    estimate: Estimate
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """What must hold before a verdict means anything: a number within bounds."""
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def met(self, value: float) -> bool:
+        """Nothing is met by what could not be measured (nan)."""
+        return self.low <= value <= self.high
+
+    @property
+    def bounds(self) -> str:
+        """Its bounds in words."""
+        low, high = f"at least {self.low:g}", f"at most {self.high:g}"
+        given = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
+        return ", ".join(given)
+
+
+@dataclass(frozen=True)
+class Criterion(Precondition):
+    """What a claim says of a quantity: its whole interval within the bounds passes, wholly outside fails.
+
+    A lower bound below 0 is a margin of non-inferiority; two bounds round 0 are one of equivalence.
+    """
+
+    holds: float = 0.0  # the quantity in a world where the claim holds
+    fails: float = 0.0  # and in one where it does not
+    noise: Noise = Noise(0.1, 0.01, 113, SEEDS)  # that was expected before the run
+    family: int = 1  # quantities that are judged together, each at level 1 - 0.05 / family (Bonferroni)
+    same: float = 0.0  # an interval within this of 0 shows equivalence
+
+    def decide(self, found: Estimate) -> str:
+        """PASS, FAIL or INCONCLUSIVE."""
+        if self.low <= found.low and found.high <= self.high:
+            return PASS
+        outside = found.high < self.low or found.low > self.high
+        return FAIL if outside else INCONCLUSIVE
+
+    def equal(self, found: Estimate) -> bool:
+        """Is the quantity shown to be as good as 0?"""
+        return -self.same <= found.low and found.high <= self.same and self.same > 0
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """That of several criteria which must all hold."""
+    if FAIL in verdicts:
+        return FAIL
+    return PASS if set(verdicts) == {PASS} else INCONCLUSIVE
+
+
+def unmet(preconditions: Sequence[Precondition], checks: Mapping[str, float]) -> list[str]:
+    """The preconditions that are not met, in words."""
+    return [
+        f"{each.name}: {checks[each.name]:.3g}, not {each.bounds}"
+        for each in preconditions
+        if not each.met(checks[each.name])
+    ]
+
+
+def identity(mean: Tensor) -> Tensor:
+    return mean
+
+
+def measure(
+    *columns: Tensor,
+    origins: Tensor | None = None,
+    statistic: Statistic = identity,
+    family: int = 1,
+    seed: int = 0,
+) -> Measured:
+    """statistic(mean of each column) with its interval at level 1 - 0.05 / family, and the noise.
+
+    Columns (s, n) hold s trainings' values of the same n images. Each resample draws trainings and images
+    anew, all images of one origin (n,) together. Deviations between trainings are stretched by
+    sqrt(s / (s - 1)), since the bootstrap of a few is too narrow by that (Efron & Tibshirani 1993, 5.3).
+    """
+    values = torch.stack(columns).double()  # (k, s, n)
+    s, n = values.shape[1:]
+    origins = torch.arange(n) if origins is None else origins
+    group = origins.unique(return_inverse=True)[1]
+    counts = group.bincount().double()  # (m,)
+    m, draw = len(counts), torch.Generator().manual_seed(seed)
+    sums = torch.zeros(len(values), s, m).double().index_add_(2, group, values)
+    weights = drawn(m, draw)  # (r, m)
+    means = sums @ weights.T / (weights @ counts)  # (k, s, r)
+    over_images = means.mean(1)
+    over_both = torch.einsum("ksr,rs->kr", means, drawn(s, draw)) / s
+    stretch = math.sqrt(s / (s - 1)) if s > 1 else 0.0
+    found = statistic(*(over_images + stretch * (over_both - over_images)))
+    tail = 0.025 / family
+    low, high = found.quantile(torch.tensor([tail, 1 - tail]).double()).tolist()
+    images = statistic(*over_images).std().item() * math.sqrt(m)
+    seeds = statistic(*values.mean(2)).std().item() if s > 1 else 0.0
+    mean = statistic(*values.mean((1, 2))[:, None]).item()
+    return Measured(Estimate(mean, low, high), Noise(images, seeds, m, s))
+
+
+def drawn(m: int, draw: torch.Generator) -> Tensor:
+    """How often each of m is drawn in m draws with replacement, (RESAMPLES, m)."""
+    picks = torch.randint(m, (RESAMPLES, m), generator=draw)
+    ones = torch.ones(1).double().expand(RESAMPLES, m)
+    return torch.zeros(RESAMPLES, m).double().scatter_add_(1, picks, ones)
+
+
+def pseudo_values(statistic: Callable[[Tensor], float], origins: Tensor) -> Tensor:
+    """Of a statistic of a whole set of images, which need not be a mean: BLOCKS values that are as its columns.
+
+    B s - (B - 1) s_b: s of all images, s_b without block b (the jackknife: Tukey 1958). `statistic` takes
+    indices (m <= n); images of one origin (n,) are in one block.
+    """
+    group = origins.unique(return_inverse=True)[1]
+    mixed = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
+    block = mixed[group] % BLOCKS
+    whole = statistic(torch.arange(len(origins)))
+    parts = [statistic((block != b).nonzero()[:, 0]) for b in block.unique().tolist()]
+    return torch.tensor([len(parts) * whole - (len(parts) - 1) * part for part in parts]).double()
+
+
+def simulated(criterion: Criterion, effect: float, noise: Noise, seed: int) -> str:
+    """The verdict in a world where the quantity is `effect`, measured with that noise."""
+    draw = torch.Generator().manual_seed(seed)
+    images = noise.images * torch.randn(1, noise.n, generator=draw)
+    trainings = noise.seeds * torch.randn(noise.trainings, 1, generator=draw)
+    found = measure(effect + images + trainings, family=criterion.family, seed=seed)
+    return criterion.decide(found.estimate)
+
+
+def power(criterion: Criterion, noise: Noise, draws: int = 50) -> tuple[float, float]:
+    """How often a world where the claim holds passes, and how often one where it fails does fail."""
+    worlds = (criterion.holds, PASS), (criterion.fails, FAIL)
+    right, left = (
+        sum(simulated(criterion, effect, noise, seed) == verdict for seed in range(draws)) / draws
+        for effect, verdict in worlds
+    )
+    return right, left
