@@ -64,12 +64,12 @@ class ConcatUNet(UNet):
     def __init__(self, unet: UNet, f: int):
         super().__init__(unet.config)
         self.load_state_dict(unet.state_dict())
-        self.f, old = f, self.stem
-        channels = unet.config.channels
-        self.stem = zero(nn.Conv2d(channels + f * f, unet.config.widths[0], 3, padding=1))
+        self.f, channels = f, unet.config.channels
+        self.stem = nn.Conv2d(channels + f * f, unet.config.widths[0], 3, padding=1)
+        zero(self.stem)
         with torch.no_grad():
-            self.stem.get_parameter("weight")[:, :channels] = old.get_parameter("weight")
-            self.stem.get_parameter("bias")[:] = old.get_parameter("bias")
+            self.stem.weight[:, :channels] = unet.stem.weight
+            self.stem.get_parameter("bias")[:] = unet.stem.get_parameter("bias")
 
     def forward(
         self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]
@@ -88,9 +88,7 @@ class ScaledUNet(UNet):
         self.load_state_dict(unet.state_dict())
         self.schedule, self.std = schedule, std
 
-    def forward(
-        self, z_t: Tensor, t: Tensor, context: Tensor, *controls: Sequence[Tensor]
-    ) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor, *controls: list[Tensor]) -> Tensor:
         """As UNet's."""
         signal = self.schedule.alphas_cumprod.to(z_t.device)[t].to(z_t.dtype)  # (b,)
         std = (signal * self.std**2 + 1 - signal).sqrt()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.claims.lab import Lab
-from tinyldm.claims.settings import BaseArm, ControlArm
+from tinyldm.claims.settings import SMALL, BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep
 from tinyldm.data.dataset import to_float
 from tinyldm.evaluate.metrics import frechet_distance
@@ -44,3 +44,8 @@ def room(ceiling: Tensor, chance: Tensor) -> float:
 def accuracy_of(sweeps: Sequence[Sweep], label: str = "class") -> list[float]:
     """Share of the samples of each that have the label of the hint's image."""
     return [sweep.hits(label).mean().item() for sweep in sweeps]
+
+
+def small(lab: Lab) -> Lab:
+    """The world of claims about bases: at 32 px, where each seed trains its own."""
+    return Lab(lab.store, SMALL, lab.machine, lab.seeds) if lab.ground else lab

@@ -110,5 +110,7 @@ def under_prompts(
     prompts = prompt_settings(lab.panel.data, 0)
     models = {name: lab.models(arm) for name, arm in arms.items()}
     return {
-        (a, kind): lab.sweep(models[a], prompts[kind][0], **settings) for a in arms for kind in kinds
+        (a, kind): lab.sweep(models[a], prompts[kind][0], **settings)
+        for a in arms
+        for kind in kinds
     }

@@ -57,9 +57,7 @@ def judged(curves: Sequence[Curve]) -> dict[str, Measured]:
     rises = torch.stack([rising(*each) for each in seen]).double()
     jumps = torch.stack([prefers_jump(*each) for each in seen]).double() * rises
     n = torch.arange(seen[0][1].shape[1])
-    parts = [
-        pseudo_values(partial(lambda t, y, i: within(t, y[:, i]), *each), n) for each in seen
-    ]
+    parts = [pseudo_values(partial(lambda t, y, i: within(t, y[:, i]), *each), n) for each in seen]
     return {
         PREFER: measure(jumps, rises.clamp(min=1e-9), statistic=ratio),
         WITHIN: measure(torch.stack(parts)),
@@ -142,23 +140,25 @@ def run(lab: Lab) -> Finding:
         found(measured),
         rows=[row_of(s, arm, lab, each) for s, each in zip(lab.seeds, curves, strict=True)],
         notes=[
-            "In the figure each grey line is one drawing (12 a seed, the mean over its noises), each black one "
-            "a seed's mean",
-            f"EF0 of a drawing wobbles by {wobble(y):.3f} from look to look; the simulated curves wobble as much",
+            "In the figure each grey line is one drawing (12 a seed, the mean over its noises), "
+            "each black one a seed's mean",
+            f"EF0 of a drawing wobbles by {wobble(y):.3f} from look to look; the simulated curves "
+            "wobble as much",
         ],
         plots=plots(curves),
         pictures=strip(lab, arm, curves[0]),
-        lesson="**The network wakes up from its output backwards.** A zero convolution passes no gradient on "
-        "until it has left zero, and there are two of them in a row: at step 0 only the outputs have a "
-        "gradient, at step 1 the copy and the hint encoder's last convolution, from step 2 on all. The norms "
-        f"of the gradients of seed 0:\n\n{table(first)}",
+        lesson="**The network wakes up from its output backwards.** A zero convolution passes no "
+        "gradient on until it has left zero, and there are two of them in a row: at step 0 only "
+        "the outputs have a gradient, at step 1 the copy and the hint encoder's last convolution, "
+        f"from step 2 on all. The norms of the gradients of seed 0:\n\n{table(first)}",
     )
 
 
 CLAIM = Claim(
     id="E2",
     title="Sudden convergence",
-    sentence="The model does not learn the condition gradually: it suddenly succeeds in following it.",
+    sentence="The model does not learn the condition gradually: it suddenly succeeds in following "
+    "it.",
     source="[CN, 3.3 and Fig. 4]",
     paper="at step 6133, usually below 10 K steps, with Stable Diffusion and learning rate 1e-5",
     criteria=(
@@ -172,10 +172,12 @@ CLAIM = Claim(
         Precondition(JUMPS, low=0.8),
         Precondition(SMOOTH, high=0.2),
     ),
-    setting="AdamW at a constant rate of 5e-4, batch 16, t drawn evenly, raw weights, 2,000 steps; 64 drawings "
-    "never seen, 4 z_T each, true captions, no guidance; a look every 8 steps up to 1,080, then every 80",
+    setting="AdamW at a constant rate of 5e-4, batch 16, t drawn evenly, raw weights, 2,000 "
+    "steps; 64 drawings never seen, 4 z_T each, true captions, no guidance; a look every 8 steps "
+    "up to 1,080, then every 80",
     run=run,
-    before="FAIL by a median sharpness (t90 - t10) / t50 of 0.9 to 1.1 where under 0.5 was asked. With the "
-    "noise of that run an exact jump scores 0.73 to 0.91 and a parabola 1.25: nothing was decided. The rate "
-    "fell along a cosine, which ends every rise, and a look came every 16 steps",
+    before="FAIL by a median sharpness (t90 - t10) / t50 of 0.9 to 1.1 where under 0.5 was asked. "
+    "With the noise of that run an exact jump scores 0.73 to 0.91 and a parabola 1.25: nothing "
+    "was decided. The rate fell along a cosine, which ends every rise, and a look came every 16 "
+    "steps",
 )

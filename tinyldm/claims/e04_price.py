@@ -1,26 +1,38 @@
 """E4: how faithful to the edges each way of conditioning is, and what it costs in the quality of pictures."""
 
-from tinyldm.claims.claim import Claim, Finding
+from functools import partial
+
+from tinyldm.claims.checks import base_ratio, moved
+from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, found
 from tinyldm.claims.e03_ablation import arm_of
-from tinyldm.claims.lab import BaseArm, Lab
+from tinyldm.claims.lab import Lab
+from tinyldm.claims.settings import BaseArm
+from tinyldm.claims.sweep import fd_ratio
+from tinyldm.claims.verdict import Criterion, Noise, Precondition
+
+CLOSER, FOLLOWED = "EF0, zero - lite", "EF0 less the base's, zero"
+PRICE, LITE_PRICE = "FD, zero over base", "FD, lite over zero"
 
 
 def run(lab: Lab) -> Finding:
-    found = {"base": lab.sweep(BaseArm())}
-    found |= {edit: lab.sweep(arm_of(lab, edit)) for edit in ("lite", "zero", "concat")}
-    ef0 = {name: sweep.ef0.mean for name, sweep in found.items()}
-    fd = {name: sweep.fd.mean for name, sweep in found.items()}
-    fidelity = ef0["zero"] > ef0["lite"] > ef0["base"]
-    price = fd["base"] < fd["zero"] < fd["lite"]
-    return Finding(
-        passed=fidelity and price,
-        number=f"EF0 base {ef0['base']:.3f}, lite {ef0['lite']:.3f}, ControlNet "
-        f"{ef0['zero']:.3f}; FD base {fd['base']:.2f}, lite {fd['lite']:.2f}, ControlNet "
-        f"{fd['zero']:.2f}",
-        rows=[{"arm": name, "EF0": s.ef0, "FD": s.fd, "ACC_t": s.acc} for name, s in found.items()],
-        control="the base does not see the hints: its EF0 is chance",
-        notes=[f"fidelity in the order claimed: {fidelity}; FD in the order claimed: {price}"],
-    )
+    draw = partial(lab.sweep, wide=True)
+    base = draw([lab.base(BaseArm(), seed) for seed in lab.seeds])
+    zero, lite = (draw(arm_of(lab, edit)) for edit in ("zero", "lite"))
+    measured = {
+        CLOSER: zero.measure(zero.ef0s - lite.ef0s),
+        PRICE: fd_ratio(zero, base),
+        LITE_PRICE: fd_ratio(lite, zero),
+    }
+    checks = {
+        BASE_GOOD.name: base_ratio(lab),
+        COPY_KEPT.name: moved(lab, [arm_of(lab, "zero")]),
+        FOLLOWED: (zero.ef0s - base.ef0s).mean().item(),
+    }
+    rows = [
+        {"arm": name, "EF0": s.ef0, "GAIN": s.gain, "FD": s.fd, "KD": s.kd, "ACC_t": s.acc}
+        for name, s in {"base": base, "zero": zero, "lite": lite}.items()
+    ]
+    return Finding(measured, checks, found(measured), rows)
 
 
 CLAIM = Claim(
@@ -30,7 +42,15 @@ CLAIM = Claim(
     "are worse than the base's, but better than the light one's.",
     source="[CN, Tab. 2 and 3]",
     paper="segmentation IoU .35 against .32 (lite); FID 6.09 base, 15.27 ControlNet, 17.92 lite",
-    criterion="orderings only: EF0 ControlNet > lite > base, FD base < ControlNet < lite",
-    setting="arms of E3, true captions",
+    criteria=(
+        Criterion(
+            CLOSER, low=0.01, holds=0.04, fails=-0.01, noise=Noise(0.05, 0.005, 113, 3), same=0.01
+        ),
+        Criterion(PRICE, low=1.0, holds=1.3, fails=0.8, noise=Noise(0.15, 0.02, 20, 3)),
+        Criterion(LITE_PRICE, low=1.0, holds=1.2, fails=0.85, noise=Noise(0.15, 0.02, 20, 3)),
+    ),
+    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(FOLLOWED, low=0.1)),
+    setting="arms of E3, true captions, guidance 2 in both passes, 2,000 samples",
     run=run,
+    before="FAIL by bare orderings: a difference of .001 either way decided",
 )

@@ -3,72 +3,138 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from tinyldm.claims.claim import Claim, Finding
-from tinyldm.claims.lab import BaseArm, ControlArm, Lab, Model
-from tinyldm.evaluate.metrics import spread
+from tinyldm.claims.checks import base_ratio, moved
+from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Plot, Row, column, found
+from tinyldm.claims.hints import rolled
+from tinyldm.claims.lab import ControlFn, Lab, distance
+from tinyldm.claims.settings import BaseArm, ControlArm
+from tinyldm.claims.sweep import Sweep
+from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition
+from tinyldm.data.dataset import to_uint8
 
-OWN = "A's ControlNet on A"
-PLUGGED = "A's ControlNet on B, plugged in"
-RETRAINED = "retrained on B"
-INDEPENDENT = "A's ControlNet on an independent base"
+RATES = {0.02: 1e-4, 0.05: 2.5e-4, 0.1: 6e-4, 0.2: 1.5e-3}  # distance meant -> learning rate
+JUDGED = (0.05, 0.1)
+STEPS = 300
+STYLE, STRANGER = (
+    "colour as asked in the style of B, from the second distance on",
+    "GAIN plugged into a stranger over own",
+)
+ROOM = "GAIN of the retrained"
 
 
-def distance(a: Model, b: Model) -> float:
-    """|b - a| / |a| over all weights of the U-Nets."""
-    x, y = (torch.cat([p.flatten() for p in model.ldm.unet.parameters()]) for model in (a, b))
-    return ((y - x).norm() / x.norm()).item()
+def of(meant: float) -> str:
+    return f"GAIN plugged in over retrained, distance about {meant:g}"
 
 
-def models_of(lab: Lab, seed: int) -> dict[str, Model]:
-    """B is A fine-tuned on inverted images; the independent base was trained on them from another start."""
-    fit = lab.settings.base_fit
-    b = BaseArm(replace(fit, steps=max(1, fit.steps // 2)), inverted=True, start=BaseArm())
-    own, plain = lab.control(ControlArm(), seed), lab.base(b, seed)
-    stranger = lab.base(BaseArm(inverted=True), seed + 100)
-    return {
-        OWN: own,
-        PLUGGED: own._replace(ldm=plain.ldm, key=(*plain.key, *own.key)),
-        RETRAINED: lab.control(ControlArm(b), seed),
-        INDEPENDENT: own._replace(ldm=stranger.ldm, key=(*stranger.key, *own.key)),
-        "B without control": plain,
-    }
+def base_b(lab: Lab, meant: float) -> BaseArm:
+    """A, fine-tuned on images whose channels are changed in turn: red is green, green blue, blue red."""
+    steps = min(STEPS, lab.settings.base_fit.steps)
+    fit = replace(lab.settings.control_fit, lr=RATES[meant], batch_size=32, steps=steps)
+    return BaseArm(fit, style="rolled", start=BaseArm())
+
+
+def shuffled_channels(net: ControlFn) -> ControlFn:
+    """Plugged into A with the channels of its features in another order: the same function, another basis."""
+
+    def residuals(*inputs: Tensor) -> list[Tensor]:
+        draw = torch.Generator().manual_seed(0)
+        return [r[:, torch.randperm(r.shape[1], generator=draw)] for r in net(*inputs)]
+
+    return residuals
+
+
+def gain_of(ef0: Tensor, ch: Tensor, own: Tensor, own_ch: Tensor) -> Tensor:
+    return (ef0 - ch) / (own - own_ch)
+
+
+def over(a: Sweep, b: Sweep) -> Measured:
+    """GAIN of one over GAIN of the other; the ceiling cancels."""
+    return a.measure(a.ef0s, a.chs, b.ef0s, b.chs, statistic=gain_of, family=len(JUDGED))
+
+
+def taken(lab: Lab, x: Tensor) -> float:
+    """Share of samples x (n, 3, H, W) whose colour is the asked one after its channels are changed back."""
+    label = list(lab.panel.labels)[1]
+    back = rolled(rolled(to_uint8(x))).float() / 127.5 - 1
+    return (lab.panel.judge(back)[1][label] == lab.panel.labels[label]).double().mean().item()
 
 
 def run(lab: Lab) -> Finding:
-    seeds = [models_of(lab, seed) for seed in lab.seeds]
-    found = {arm: lab.sweep([models[arm] for models in seeds]) for arm in seeds[0]}
-    moved = {arm: spread([distance(models[OWN], models[arm]) for models in seeds]) for arm in found}
-    retrained = found[RETRAINED].gain.mean
-    ratio, stranger = (found[arm].gain.mean / retrained for arm in (PLUGGED, INDEPENDENT))
-    worn = lab.round_trip(255 - lab.panel.data.images).mean().item()
+    own = [lab.control(ControlArm(), seed) for seed in lab.seeds]
+    measured, rows, checks = {}, list[Row](), {BASE_GOOD.name: base_ratio(lab)}
+    drawn_own = lab.sweep(own)
+    for meant in RATES:
+        b = base_b(lab, meant)
+        bases = [lab.base(b, seed) for seed in lab.seeds]
+        plugged = [
+            a._replace(ldm=base.ldm, key=(*base.key, *a.key))
+            for a, base in zip(own, bases, strict=True)
+        ]
+        far = [distance(a.ldm.unet, base.ldm.unet) for a, base in zip(own, bases, strict=True)]
+        swept, retrained = lab.sweep(plugged), lab.sweep(ControlArm(b))
+        found_here = over(swept, retrained)
+        if meant in JUDGED:
+            measured[of(meant)] = found_here
+        rows.append(
+            {
+                "distance of B from A": sum(far) / len(far),
+                "GAIN plugged in": swept.gain,
+                "GAIN retrained on B": retrained.gain,
+                "ratio": found_here.estimate,
+                "colour as asked in B's style": taken(
+                    lab, lab.sweep(bases).images[: len(lab.panel)]
+                ),
+            }
+        )
+    strange = lab.sweep([a.steered("shuffled channels", shuffled_channels) for a in own])
+    checks |= {
+        COPY_KEPT.name: moved(lab, [ControlArm()]),
+        STYLE: min(row["colour as asked in B's style"] for row in rows[1:]),
+        STRANGER: over(strange, drawn_own).estimate.mean,
+        ROOM: min(row["GAIN retrained on B"].mean for row in rows),
+    }
+    points = ("ko-", "", column(rows, "distance of B from A"), column(rows, "ratio"))
     return Finding(
-        passed=ratio >= 0.6 and stranger < 0.6,
-        number=f"plugged in {ratio:.2f} of retrained; on an independent base {stranger:.2f}",
-        rows=[
-            {"arm": arm, "GAIN": sweep.gain, "base's distance from A": moved[arm]}
-            for arm, sweep in found.items()
-        ],
-        control="the independent base must fail, or the measure is broken: "
-        + ("it does" if stranger < 0.6 else "it does NOT, so a PASS would mean nothing"),
+        measured,
+        checks,
+        found(measured),
+        rows,
         notes=[
-            "The base's distance from A is |B - A| / |A| over all weights of the U-Net",
-            "The autoencoder has never seen swapped tones, so the pictures of B look worn: EF0 of "
-            f"a round trip is {worn:.2f} for swapped test images, "
-            f"{lab.ceiling().mean().item():.2f} for plain ones. Both ControlNets on B bear it",
+            "Distance is |B - A| / |A| over all weights of the U-Net. The stranger is A itself "
+            "with the channels of its features in another order, which draws the same pictures: "
+            "its residuals must not fit"
         ],
-        pictures={"hints": lab.panel.hints, **{name: s.x for name, s in found.items()}},
+        plots=[Plot("distance of B from A", "GAIN plugged in over retrained", [points])],
+        pictures={
+            "hints": lab.panel.hints,
+            "A": drawn_own.x,
+            "plugged into the farthest B": swept.x,
+        },
     )
 
 
+NOISE = Noise(0.25, 0.03, 113, 3)
 CLAIM = Claim(
     id="E8",
     title="Transfer to another base",
     sentence="A trained ControlNet can be used with other models of the same family without "
     "training.",
     source="[CN, Fig. 12]",
-    criterion="GAIN plugged in >= 60 % of GAIN retrained, and below 60 % on an independent base",
-    setting="B is A fine-tuned for half as many steps on images with black and white swapped; "
-    "edges are of the plain images, which inverting leaves in place",
+    criteria=tuple(
+        Criterion(of(meant), low=0.6, holds=0.85, fails=0.3, noise=NOISE, family=len(JUDGED))
+        for meant in JUDGED
+    ),
+    preconditions=(
+        *(BASE_GOOD, COPY_KEPT),
+        Precondition(STYLE, low=0.5),
+        Precondition(STRANGER, high=0.3),
+        Precondition(ROOM, low=0.2),
+    ),
+    setting=f"B is A, fine-tuned by AdamW for {STEPS} steps at four rates on images with their "
+    "colours changed in turn, a style that the autoencoder knows; true captions",
     run=run,
+    before="FAIL: B drew swapped tones, which the autoencoder had never seen (its ceiling was .35 "
+    "where chance is .31), and stood far from A, by one fast fine-tuning",
 )

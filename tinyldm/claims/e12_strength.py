@@ -3,16 +3,21 @@
 from functools import partial
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from tinyldm.claims.claim import Claim, Finding, listed, named
-from tinyldm.claims.lab import BaseArm, ControlArm, ControlFn, Lab
+from tinyldm.claims.checks import base_ratio, moved
+from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, found, named
+from tinyldm.claims.lab import ControlFn, Lab
+from tinyldm.claims.settings import BaseArm, ControlArm
+from tinyldm.claims.verdict import Criterion, Noise, Precondition
 from tinyldm.controlnet import weighted
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 SPANS = ((1.0, 0.8), (1.0, 0.5), (0.5, 0.0), (0.2, 0.0))  # from t = start T down to end T
 ALWAYS = "1 to 0"
+UPTO = [weight for weight in WEIGHTS if weight <= 1]
+STEPS = {pair: f"EF0, scale {pair[1]:g} less scale {pair[0]:g}" for pair in pairwise(UPTO)}
+SAME = "largest difference of a pixel, scale 0 from the base"
 
 
 def between(start: float, end: float, T: int, net: ControlFn) -> ControlFn:
@@ -27,21 +32,37 @@ def between(start: float, end: float, T: int, net: ControlFn) -> ControlFn:
 
 def run(lab: Lab) -> Finding:
     models = lab.models(ControlArm())
-    found = {(weight, ALWAYS): lab.sweep(models, weight=weight) for weight in WEIGHTS}
+    swept = {(weight, ALWAYS): lab.sweep(models, weight=weight) for weight in WEIGHTS}
     for start, end in SPANS:
         span, gate = f"{start:g} to {end:g}", partial(between, start, end, models[0].ldm.schedule.T)
-        found[1.0, span] = lab.sweep([model.steered(span, gate) for model in models])
-    upto = [found[weight, ALWAYS].ef0.mean for weight in WEIGHTS if weight <= 1]
-    same = torch.equal(found[0.0, ALWAYS].images, lab.sweep(BaseArm()).images)
-    spans = {f"t / T from {t}:": s.gain.mean for (_, t), s in found.items() if t != ALWAYS}
+        swept[1.0, span] = lab.sweep([model.steered(span, gate) for model in models])
+    measured = {
+        name: models_differ.measure(models_differ.ef0s - swept[a, ALWAYS].ef0s, family=len(STEPS))
+        for (a, b), name in STEPS.items()
+        for models_differ in [swept[b, ALWAYS]]
+    }
+    base = lab.sweep([lab.base(BaseArm(), seed) for seed in lab.seeds])
+    apart = (swept[0.0, ALWAYS].images - base.images).abs().max().item()
+    checks = {
+        BASE_GOOD.name: base_ratio(lab),
+        COPY_KEPT.name: moved(lab, [ControlArm()]),
+        SAME: apart,
+    }
+    spans = {f"t / T from {t}:": s.gain.mean for (_, t), s in swept.items() if t != ALWAYS}
     return Finding(
-        passed=same and all(a < b for a, b in pairwise(upto)),
-        number=f"EF0 at scale 0 to 1: {listed(upto)}; scale 0 is the base exactly: {same}",
-        rows=[
-            {"scale": weight, "control for t / T": span, "EF0": s.ef0, "GAIN": s.gain, "FD": s.fd}
-            for (weight, span), s in found.items()
+        measured,
+        checks,
+        found(measured),
+        [
+            {
+                "scale": weight,
+                "control for t / T": span,
+                "EF0": s.ef0,
+                "GAIN": s.gain,
+                "ACC_t": s.acc,
+            }
+            for (weight, span), s in swept.items()
         ],
-        control="scale 0 has GAIN about 0: the base does not see the hints",
         lesson="**When control matters.** GAIN with the ControlNet switched on during a part of "
         f"the sampling only: {named(spans)}.",
     )
@@ -52,8 +73,19 @@ CLAIM = Claim(
     title="Strength, start and end of control",
     sentence="The residuals can be scaled, and applied during a part of the sampling steps only.",
     source="[CN, repository; diffusers' conditioning scale and guidance start and end]",
-    criterion="scale 0 gives the base's images bit for bit, and mean EF0 rises with the scale up "
-    "to 1",
-    setting="the default ControlNet of each seed, true captions",
+    criteria=tuple(
+        Criterion(
+            name,
+            low=0.0,
+            holds=0.04,
+            fails=-0.04,
+            noise=Noise(0.06, 0.005, 113, 3),
+            family=len(STEPS),
+        )
+        for name in STEPS.values()
+    ),
+    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(SAME, high=0.0)),
+    setting="the ControlNet of each seed, true captions, guidance 2",
     run=run,
+    before="PASS by means alone, without intervals",
 )

@@ -1,26 +1,49 @@
 """E17: latents need unit variance for the noise schedule to fit them."""
 
-from tinyldm.claims.claim import Claim, Finding, listed
-from tinyldm.claims.lab import BaseArm, Lab
-from tinyldm.claims.sweep import ratios
+from tinyldm.claims.checks import base_ratio, small
+from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, found
+from tinyldm.claims.lab import Lab
+from tinyldm.claims.settings import BaseArm
+from tinyldm.claims.sweep import fd_ratio
+from tinyldm.claims.verdict import Criterion, Noise, Precondition
+
+WORSE = "FD without rescaling over FD with it"
+FAR = "std of the latents without rescaling, at least its inverse"
+ARMS = {
+    "unit variance": BaseArm(),
+    "as the autoencoder gives them": BaseArm(unscaled=True),
+    "the same, but the U-Net sees z_t divided by its std": BaseArm(
+        unscaled=True, scaled_input=True
+    ),
+}
 
 
 def run(lab: Lab) -> Finding:
-    unit, plain = lab.sweep(BaseArm()), lab.sweep(BaseArm(unscaled=True))
-    worse, std = ratios(plain.fds, unit.fds), lab.latents().std().item()
-    arms = (
-        ("unit variance", std, unit),
-        ("as the autoencoder gives them", std / lab.vae().scale.item(), plain),
-    )
+    lab = small(lab)
+    swept = {name: lab.sweep(arm, wide=True) for name, arm in ARMS.items()}
+    unit, plain, _ = swept.values()
+    std = lab.latents().std().item() / lab.vae().scale.item()
+    measured = {WORSE: fd_ratio(plain, unit)}
+    checks = {BASE_GOOD.name: base_ratio(lab), FAR: max(std, 1 / std)}
     return Finding(
-        passed=all(ratio > 1 for ratio in worse),
-        number="FD without rescaling over FD with it: " + listed(worse),
-        rows=[
-            {"latents": name, "std": std, "FD by seed": listed(s.fds), "ACC_t": s.acc}
-            for name, std, s in arms
+        measured,
+        checks,
+        found(measured),
+        [
+            {
+                "latents": name,
+                "FD": s.fd,
+                "over unit variance": fd_ratio(s, unit).estimate,
+                "KD": s.kd,
+                "ACC_t": s.acc,
+            }
+            for name, s in swept.items()
         ],
-        control="the std of the latents stands in the table: were it 1 without rescaling, nothing "
-        "would be tested",
+        notes=[
+            f"The std of the latents as the autoencoder gives them is {std:.2f}",
+            "The third arm tells whether the schedule or merely the scale of the network's input "
+            "is to blame",
+        ],
     )
 
 
@@ -30,7 +53,10 @@ CLAIM = Claim(
     sentence="The signal-to-noise ratio that the latents' variance induces matters: they are "
     "rescaled to unit variance.",
     source="[LDM, D.1 and G]",
-    criterion="FD without rescaling is worse, in every seed",
-    setting="same autoencoder, schedule and steps; [LDM] rescales since its KL weight is as small",
+    criteria=(Criterion(WORSE, low=1.1, holds=1.5, fails=0.9, noise=Noise(0.15, 0.05, 20, 3)),),
+    preconditions=(BASE_GOOD, Precondition(FAR, low=1.5)),
+    setting="three bases of each at 32 px, the same autoencoder, schedule and steps; an arm whose "
+    "input alone is scaled",
     run=run,
+    before="PASS, without an arm that tells the schedule from the scale of the input",
 )

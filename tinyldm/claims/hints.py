@@ -67,10 +67,7 @@ def hand_drawn(edges: Tensor, pixels: float) -> Tensor:
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
     return (
         F.grid_sample(
-            edges.float(),
-            grid + moves.movedim(1, -1),
-            mode="nearest",
-            align_corners=True,
+            edges.float(), grid + moves.movedim(1, -1), mode="nearest", align_corners=True
         )
         > 0
     )

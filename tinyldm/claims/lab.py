@@ -26,9 +26,9 @@ from tinyldm.data.dataset import SPLITS, Columns, Tokens, drop_captions, to_floa
 from tinyldm.evaluate.judge import load_judge
 from tinyldm.evaluate.panel import Panel, reconstruct, sample_images
 from tinyldm.ldm import Control, LatentDiffusion
+from tinyldm.support import files
 from tinyldm.text import Tokenizer
 from tinyldm.training.caches import encode_all, hints_of
-from tinyldm.support import files
 from tinyldm.training.checkpoint import METRICS, Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import Machine
@@ -270,7 +270,7 @@ class Lab:
                 name=f"control {arm.edit}",
                 seed=seed,
                 machine=self.machine,
-                validation=self.validation(arm),
+                validation=() if arm.watched else self.validation(arm),
                 preview=partial(watch, folder, model),
             )
 

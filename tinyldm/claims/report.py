@@ -13,7 +13,7 @@ from tinyldm.claims import result
 from tinyldm.claims.all import CLAIMS
 from tinyldm.claims.claim import Claim, Finding, Plot
 from tinyldm.claims.result import Result
-from tinyldm.claims.verdict import NOT_TESTED, Criterion, power
+from tinyldm.claims.verdict import NOT_TESTED, power
 from tinyldm.data.pictures import hint_image, save_grid
 from tinyldm.evaluate.metrics import Estimate, torch_fidelity
 from tinyldm.evaluate.tables import table
@@ -180,7 +180,8 @@ def circumstances(entry: Entry) -> str:
         f"*Seeds {', '.join(map(str, r.seeds))}; {cost.trainings} trainings of its own, "
         f"{cost.training / 60:.0f} minutes; the rest {cost.measuring / 60:.0f} minutes; commit "
         f"{', '.join(cost.commits)}; {'; '.join(cost.processors)}, processes of "
-        f"{', '.join(map(str, cost.threads))} thread(s), load {cost.load[0]:g} to {cost.load[1]:g}.*"
+        f"{', '.join(map(str, cost.threads))} thread(s), load {cost.load[0]:g} to "
+        f"{cost.load[1]:g}.*"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a claim's run found, as a file: eNN.json, from which the report is written, whatever machine it came from."""
+"""What a claim's run found, as a file: eNN.json, from which the report is written."""
 
 import json
 import math
@@ -13,14 +13,7 @@ import torch
 from tinyldm.claims.claim import Claim, Finding
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.store import Store
-from tinyldm.claims.verdict import (
-    NOT_TESTED,
-    REPORTED,
-    Measured,
-    Noise,
-    together,
-    unmet,
-)
+from tinyldm.claims.verdict import NOT_TESTED, REPORTED, Measured, Noise, together, unmet
 from tinyldm.evaluate.metrics import Estimate
 from tinyldm.evaluate.tables import plain
 from tinyldm.support import files
@@ -74,7 +67,8 @@ class Result:
         return Estimate(*(math.nan if x is None else x for x in numbers))
 
     def noise(self, name: str) -> Noise:
-        return Noise(**self.measured[name].noise)
+        noise = self.measured[name].noise
+        return Noise(**{key: math.nan if x is None else x for key, x in noise.items()})  # type: ignore[arg-type]
 
 
 def finite(value: Any) -> Any:
@@ -84,7 +78,8 @@ def finite(value: Any) -> Any:
 
 def flat(measured: Mapping[str, Measured]) -> dict[str, Quantity]:
     return {
-        name: Quantity(*each.estimate, noise=each.noise._asdict()) for name, each in measured.items()
+        name: Quantity(*each.estimate, noise=each.noise._asdict())
+        for name, each in measured.items()
     }
 
 

@@ -30,7 +30,7 @@ class Settings:
     base_fit: FitSettings = BASE.fit
     # AdamW at a constant rate, so that the copy stays one: see E3
     control_fit: FitSettings = FitSettings(
-        1500, 16, "adamw", 5e-4, "constant", warmup=1, ema=0.99, preview_every=375
+        1200, 16, "adamw", 5e-4, "constant", warmup=1, ema=0.99, preview_every=300
     )
     hint_widths: tuple[int, ...] = (16, 32, 96)
     n: int = 226  # test images of a measurement: two of each drawing on average
@@ -99,4 +99,6 @@ class ControlArm:
     half: int = 0  # 1 or 2: only classes of odd or of even number; 0 is all
     condition: str = "canny"  # of HINTS
     edit: str = "zero"  # of EDITS, or "fine-tuned": what is changed before training
-    watched: bool = False  # with what is seen during training, see watch.py, kept beside the weights
+    watched: bool = (
+        False  # with what is seen during training, see watch.py, kept beside the weights
+    )

@@ -1,11 +1,13 @@
-"""Is a rise sudden? A change point against smooth curves, by what each predicts of looks that it has not seen."""
+"""Is a rise sudden? A change point against smooth curves, by what each predicts of looks not seen."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-HILLS = torch.tensor([1.0, 1.5, 2.0, 3.0, 4.0, 6.0]).double()  # exponents; 6 rises from t10 to t90 in .75 t50
+HILLS = torch.tensor(
+    [1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+).double()  # exponents; 6 rises from t10 to t90 in .75 t50
 RISES = 0.1  # EF0 that an image must gain to count
 GRID = 40  # half-times tried
 
@@ -45,7 +47,7 @@ def held_out_error(shapes: Tensor, y: Tensor) -> Tensor:
 
 
 def prefers_jump(t: Tensor, y: Tensor) -> Tensor:
-    """Does a change point predict the held-out looks y (s, n) at steps t (s,) better than both smooth curves?"""
+    """Does a change point predict held-out looks of y (s, n) at steps t (s,) better than smooth curves?"""
     t, y = t.double(), y.double()
     grid = torch.linspace(0, 1, GRID + 1).double()[1:] * t[-1]
     smooth = [hill_of(t, grid), squares(t, torch.linspace(-1, 2, GRID).double() * t[-1])]

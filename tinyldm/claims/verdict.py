@@ -21,7 +21,7 @@ Statistic = Callable[..., Tensor]  # of the means of columns (r,) -> (r,)
 
 
 class Noise(NamedTuple):
-    """How much what is measured differs between images and between trainings, and how many there are of each."""
+    """How much a quantity differs between images and between trainings, and how many there are of each."""
 
     images: float  # standard deviation over images, or over drawings, of a training's values
     seeds: float  # over trainings, of their means
@@ -66,7 +66,9 @@ class Criterion(Precondition):
     holds: float = 0.0  # the quantity in a world where the claim holds
     fails: float = 0.0  # and in one where it does not
     noise: Noise = Noise(0.1, 0.01, 113, SEEDS)  # that was expected before the run
-    family: int = 1  # quantities that are judged together, each at level 1 - 0.05 / family (Bonferroni)
+    family: int = (
+        1  # quantities that are judged together, each at level 1 - 0.05 / family (Bonferroni)
+    )
     same: float = 0.0  # an interval within this of 0 shows equivalence
 
     def decide(self, found: Estimate) -> str:

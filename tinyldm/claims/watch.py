@@ -1,8 +1,8 @@
 """Trainings that are watched: what their ControlNet does, look by look."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ EVERY, DENSE, SPARSE = 8, 1080, 80  # a look every EVERY steps up to DENSE, then
 MOMENTS = (56, 120, 240, 480, 960, 2000)  # steps whose weights are kept, for FD
 
 
-def watched(lab: Lab, **changes: object) -> ControlArm:
+def watched(lab: Lab, **changes: Any) -> ControlArm:
     """A training as in [CN]: AdamW at a constant rate, t drawn evenly, weights not averaged, no warm-up."""
     fit = lab.settings.control_fit
     steps, every = min(2000, 4 * fit.steps), min(EVERY, fit.preview_every)
-    how = {"ema": 0.0, "steps": steps, "preview_every": every}
+    how: dict[str, Any] = {"ema": 0.0, "steps": steps, "preview_every": every}
     fit = replace(fit, **how | changes)
     return ControlArm(fit=fit, density="uniform", watched=True)
 
@@ -57,7 +57,7 @@ def progress_of(lab: Lab, seed: int, arm: ControlArm) -> list[dict]:
     def look(folder: Path, model: Model, step: int) -> None:
         if wanted(step, fit.steps):
             files.write_tensors(folder / f"step-{step:05d}.safetensors", seen(model))
-        if step in MOMENTS and isinstance(net := model.nets[0], nn.Module):
+        if step in (*MOMENTS, fit.steps) and isinstance(net := model.nets[0], nn.Module):
             files.write_tensors(folder / f"weights-{step:05d}.safetensors", net.state_dict())
 
     model = lab.control(arm, seed, look)
@@ -90,4 +90,6 @@ Curve = tuple[Tensor, Tensor]  # steps (s,), EF0 (s, images, noises)
 def curve(lab: Lab, seed: int, arm: ControlArm) -> Curve:
     """What was seen during a training."""
     lines = progress_of(lab, seed, arm)
-    return torch.tensor([line["step"] for line in lines]), torch.stack([line["ef0"] for line in lines])
+    return torch.tensor([line["step"] for line in lines]), torch.stack(
+        [line["ef0"] for line in lines]
+    )

@@ -1,0 +1,102 @@
+"""E22: other conditions than edges."""
+
+import torch
+from torch import Tensor
+
+from tinyldm.claims.checks import base_ratio, last_quarter, moved
+from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.e07_composition import iou
+from tinyldm.claims.hints import HINTS
+from tinyldm.claims.lab import Lab
+from tinyldm.claims.settings import ControlArm
+from tinyldm.claims.sweep import Sweep
+from tinyldm.claims.verdict import Criterion, Noise, Precondition
+from tinyldm.data.conditions import canny
+from tinyldm.data.dataset import to_uint8
+from tinyldm.evaluate.metrics import gain
+
+CONDITIONS = ("silhouette", "sparse", "blurred")
+
+
+def score(condition: str, x: Tensor, hints: Tensor) -> Tensor:
+    """How well x (n, k, H, W) agrees with hints of a condition, (n,).
+
+    silhouette: intersection over union. sparse: share of the points that lie on edges of the picture. blurred:
+    correlation of blurred edges.
+    """
+    images = to_uint8(x)
+    if condition == "silhouette":
+        return iou(HINTS[condition](images), hints)
+    if condition == "sparse":
+        return (canny(images) & hints).sum((1, 2, 3)) / hints.sum((1, 2, 3)).clamp(min=1)
+    a, b = (
+        y.flatten(1) - y.flatten(1).mean(1, keepdim=True) for y in (HINTS[condition](images), hints)
+    )
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-9)
+
+
+def named(condition: str) -> str:
+    return f"share of the way from chance to ceiling, {condition}"
+
+
+def room_of(condition: str) -> str:
+    return f"ceiling minus chance, {condition}"
+
+
+def run(lab: Lab) -> Finding:
+    panel, images = lab.panel, lab.panel.data.images
+    measured, rows, checks = {}, list[Row](), {BASE_GOOD.name: base_ratio(lab)}
+    pictures = dict[str, Tensor]()
+    worn = lab.round_trip(images)
+    for condition in CONDITIONS:
+        arm, hints = ControlArm(condition=condition), HINTS[condition](images)
+        sweep: Sweep = lab.sweep(arm, hints=[hints])
+
+        def column(shown: Tensor, of: Sweep = sweep, how: str = condition) -> Tensor:
+            return torch.stack([score(how, s.x, shown) for s in of.samples]).double()
+
+        own, chance = column(hints), column(hints[panel.strangers])
+        ceiling = score(condition, worn, hints).double().expand_as(own)
+        measured[named(condition)] = sweep.measure(
+            own, chance, ceiling, statistic=gain, family=len(CONDITIONS)
+        )
+        checks[room_of(condition)] = (ceiling - chance).mean().item()
+        row: Row = {"condition": condition, "score": sweep.measure(own).estimate}
+        row |= {"chance": chance.mean().item(), "ceiling": ceiling.mean().item()}
+        rows.append(
+            {**row, "ACC_t": sweep.acc, "loss's fall in the last quarter": last_quarter(lab, [arm])}
+        )
+        pictures |= {
+            f"{condition}: hints": hints.float() > 0.3 if condition == "blurred" else hints,
+            condition: sweep.x,
+        }
+    checks[COPY_KEPT.name] = moved(lab, [ControlArm(condition=c) for c in CONDITIONS])
+    return Finding(measured, checks, found(measured), rows, pictures=pictures)
+
+
+CLAIM = Claim(
+    id="E22",
+    title="Other conditions",
+    sentence="The same architecture learns other conditions than edges.",
+    source="[CN, Fig. 7]",
+    criteria=tuple(
+        Criterion(
+            named(condition),
+            low=0.1,
+            holds=0.35,
+            fails=0.0,
+            noise=Noise(0.3, 0.02, 113, 3),
+            family=len(CONDITIONS),
+        )
+        for condition in CONDITIONS
+    ),
+    preconditions=(
+        *(BASE_GOOD, COPY_KEPT),
+        *(Precondition(room_of(condition), low=0.2) for condition in CONDITIONS),
+    ),
+    setting="one ControlNet a condition and seed: silhouettes; a tenth of the edge pixels; edges "
+    "blurred over 9 x 9 pixels; true captions, guidance 2; each against its own chance (a "
+    "stranger's hint) and ceiling (autoencoder)",
+    run=run,
+    before="",
+)
