@@ -11,7 +11,7 @@ from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
 from tinyldm.claims.shape_of_rise import share_made, time_of
 from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition, measure, pseudo_values
-from tinyldm.claims.watch import Curve, curve, watched
+from tinyldm.claims.watch import CONSTANT, Curve, curve, watched
 
 BATCHES = (4, 16, 64)
 STEPS, EVERY = 1000, 40  # of the trainings that are watched, all at one rate
@@ -33,7 +33,8 @@ def long_arm(lab: Lab, batch: int) -> ControlArm:
     """All arms see the same number of images, at the same constant rate."""
     n = min(N, lab.settings.control_fit.steps)
     steps = n * LARGE // batch
-    fit = replace(lab.settings.control_fit, batch_size=batch, steps=steps, preview_every=steps // 4)
+    how = {"batch_size": batch, "steps": steps, "preview_every": steps // 4}
+    fit = replace(lab.settings.control_fit, **CONSTANT | how)
     return ControlArm(fit=fit)
 
 

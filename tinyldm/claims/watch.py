@@ -12,6 +12,7 @@ from tinyldm.claims.settings import ControlArm
 from tinyldm.support import files
 
 SHOWN = 12  # drawings in pictures
+CONSTANT: dict[str, Any] = {"lr": 5e-4, "lr_scheduler": "constant"}
 EVERY, DENSE, SPARSE = 8, 1080, 80  # a look every EVERY steps up to DENSE, then every SPARSE
 MOMENTS = (56, 120, 240, 480, 960, 2000)  # steps whose weights are kept, for FD
 
@@ -20,8 +21,8 @@ def watched(lab: Lab, **changes: Any) -> ControlArm:
     """A training as in [CN]: AdamW at a constant rate, t drawn evenly, weights not averaged, no warm-up."""
     fit = lab.settings.control_fit
     steps, every = min(2000, 4 * fit.steps), min(EVERY, fit.preview_every)
-    how: dict[str, Any] = {"ema": 0.0, "steps": steps, "preview_every": every}
-    fit = replace(fit, **how | changes)
+    how: dict[str, Any] = {"ema": 0.0, "warmup": 1, "steps": steps, "preview_every": every}
+    fit = replace(fit, **CONSTANT | how | changes)
     return ControlArm(fit=fit, density="uniform", watched=True)
 
 
