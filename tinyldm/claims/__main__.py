@@ -15,6 +15,7 @@ from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
 from tinyldm.support.progress import progress
 from tinyldm.training.machine import process
+from tinyldm.training.run_folder import dataset_of
 
 BAR = "claims {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left{postfix}"
 
@@ -82,6 +83,18 @@ def weights(folder: Path) -> dict[str, float]:
     return {name: known.get(name, mean) for name in found}
 
 
+def check_base(folder: Path, dataset: str) -> None:
+    """Raise UserError unless the folder holds the base that ControlNets are to be trained on."""
+    try:
+        found = dataset_of(folder)
+    except UserError as error:
+        raise UserError(f"--base {folder}: {error}; 'make emoji' trains it") from error
+    if found != dataset:
+        raise UserError(
+            f"--base {folder}: a base of {found}, not of {dataset}; 'make emoji' trains one"
+        )
+
+
 def run(settings: ClaimsSettings, claims: list[Claim], out: Path) -> None:
     """Run claim by claim; what each found is written at once, and the report anew."""
     seeds = [0] if settings.quick else list(range(settings.seeds))
@@ -117,6 +130,8 @@ def main(settings: ClaimsSettings) -> None:
     if settings.report:
         report.write(out, quick=settings.quick)
     else:
+        if not settings.quick:
+            check_base(settings.base, Settings.dataset)
         run(settings, claims, out)
     print(out)
 
