@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.claims.lab import Lab
-from tinyldm.claims.settings import SMALL, BaseArm, ControlArm
+from tinyldm.claims.settings import FASHION, SMALL, BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep
 from tinyldm.data.dataset import to_float
 from tinyldm.evaluate.metrics import frechet_distance
@@ -44,6 +44,11 @@ def room(ceiling: Tensor, chance: Tensor) -> float:
 def accuracy_of(sweeps: Sequence[Sweep], label: str = "class") -> list[float]:
     """Share of the samples of each that have the label of the hint's image."""
     return [sweep.hits(label).mean().item() for sweep in sweeps]
+
+
+def fashion(lab: Lab) -> Lab:
+    """The default base of Fashion-MNIST, one training of it."""
+    return Lab(lab.store, FASHION, lab.machine, [0]) if lab.ground else lab
 
 
 def small(lab: Lab) -> Lab:

@@ -51,6 +51,15 @@ SMALL = replace(  # what claims about bases train three of
     unet=replace(Settings.unet, widths=(32, 64, 64)),
     base_fit=replace(Settings.base_fit, steps=2000, ema=0.997),
 )
+FASHION = replace(  # the default base of Fashion-MNIST, for E2
+    Settings(),
+    dataset="fashion-mnist",
+    resolution=32,
+    vae=BASE_PRESETS["cpu"].vae,
+    vae_fit=BASE_PRESETS["cpu"].vae_fit,
+    unet=BASE_PRESETS["cpu"].unet,
+    base_fit=BASE_PRESETS["cpu"].fit,
+)
 TINY = Settings(
     dataset="shapes",
     resolution=32,

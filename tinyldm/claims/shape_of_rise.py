@@ -29,30 +29,34 @@ def squares(t: Tensor, at: Tensor) -> Tensor:
     return (t / t.max() - at[:, None] / t.max()) ** 2
 
 
-def held_out_error(shapes: Tensor, y: Tensor) -> Tensor:
-    """Sum of squares (n,) on the odd looks of y (s, n), by the best of offset + slope x shape (m, s).
-
-    Shape, offset and slope are fitted to the even looks.
-    """
-    fit, test = shapes[:, ::2], shapes[:, 1::2]  # (m, s / 2)
-    y_fit, y_test = y[::2], y[1::2]
-    x, mean = fit - fit.mean(1, keepdim=True), y_fit.mean(0)
+def predicted(shapes: Tensor, y: Tensor) -> Tensor:
+    """y (s, n) by the best of offset + slope x shape (m, s), all three fitted to the even looks."""
+    fit, seen = shapes[:, ::2], y[::2]
+    x, mean = fit - fit.mean(1, keepdim=True), seen.mean(0)
     spread = x.square().sum(1)
-    slope = x @ (y_fit - mean) / spread.clamp(min=1e-12)[:, None]  # (m, n)
-    explained = slope.square() * spread[:, None]
-    best = explained.argmax(0)  # (n,)
-    n = torch.arange(y.shape[1])
-    predicted = mean + slope[best, n] * (test[best].T - fit[best].mean(1))
-    return (y_test - predicted).square().sum(0)
+    slope = x @ (seen - mean) / spread.clamp(min=1e-12)[:, None]  # (m, n)
+    best = (slope.square() * spread[:, None]).argmax(0)  # (n,)
+    chosen = slope[best, torch.arange(y.shape[1])]
+    return mean + chosen * (shapes[best].T - fit[best].mean(1))
+
+
+def curves(t: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What a change point, a Hill curve and a parabola make of y (s, n) at steps t (s,)."""
+    t, y = t.double(), y.double()
+    grid = torch.linspace(0, 1, GRID + 1).double()[1:] * t[-1]
+    vertices = torch.linspace(-1, 2, GRID).double() * t[-1]
+    shapes = {
+        "change point": steps_of(t, t[2:-2]),
+        "Hill curve": hill_of(t, grid),
+        "parabola": squares(t, vertices),
+    }
+    return {name: predicted(shape, y) for name, shape in shapes.items()}
 
 
 def prefers_jump(t: Tensor, y: Tensor) -> Tensor:
-    """Does a change point predict held-out looks of y (s, n) at steps t (s,) better than smooth curves?"""
-    t, y = t.double(), y.double()
-    grid = torch.linspace(0, 1, GRID + 1).double()[1:] * t[-1]
-    smooth = [hill_of(t, grid), squares(t, torch.linspace(-1, 2, GRID).double() * t[-1])]
-    errors = [held_out_error(shapes, y) for shapes in smooth]
-    return held_out_error(steps_of(t, t[2:-2]), y) < torch.stack(errors).amin(0)
+    """Does a change point predict the odd looks of y (s, n) at steps t (s,) better than smooth curves?"""
+    jump, *smooth = ((y - found)[1::2].square().sum(0) for found in curves(t, y.double()).values())
+    return jump < torch.stack(smooth).amin(0)
 
 
 def levels(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
