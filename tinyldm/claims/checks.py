@@ -1,13 +1,13 @@
 """The numbers of preconditions that several claims share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import FASHION, SMALL, BaseArm, ControlArm
-from tinyldm.claims.sweep import Sweep
 from tinyldm.data.dataset import to_float
 from tinyldm.evaluate.metrics import frechet_distance
 
@@ -31,6 +31,11 @@ def moved(lab: Lab, arms: Iterable[ControlArm]) -> float:
     return max(lab.moved(arm, seed) for arm in arms for seed in lab.seeds)
 
 
+def common(lab: Lab, arms: Iterable[ControlArm]) -> dict[str, float]:
+    """The numbers of COMMON: is the base good, and are the copies of these arms still copies?"""
+    return {BASE_GOOD.name: base_ratio(lab), COPY_KEPT.name: moved(lab, arms)}
+
+
 def last_quarter(lab: Lab, arms: Iterable[ControlArm]) -> float:
     """The largest share of the loss's fall that is made in the last quarter: of all these arms and seeds."""
     return max(lab.last_quarter(arm, seed) for arm in arms for seed in lab.seeds)
@@ -39,11 +44,6 @@ def last_quarter(lab: Lab, arms: Iterable[ControlArm]) -> float:
 def room(ceiling: Tensor, chance: Tensor) -> float:
     """Ceiling minus chance, of columns."""
     return (ceiling.double().mean() - chance.double().mean()).item()
-
-
-def accuracy_of(sweeps: Sequence[Sweep], label: str = "class") -> list[float]:
-    """Share of the samples of each that have the label of the hint's image."""
-    return [sweep.hits(label).mean().item() for sweep in sweeps]
 
 
 def fashion(lab: Lab) -> Lab:

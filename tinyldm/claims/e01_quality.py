@@ -3,18 +3,8 @@
 from functools import partial
 
 from tinyldm.claims.arms import STDS
-from tinyldm.claims.checks import base_ratio, floor, moved
-from tinyldm.claims.claim import (
-    BASE_GOOD,
-    COPY_KEPT,
-    Claim,
-    Finding,
-    Plot,
-    Row,
-    column,
-    found,
-    where,
-)
+from tinyldm.claims.checks import common, floor
+from tinyldm.claims.claim import COMMON, Claim, Finding, Plot, Row, column, found, where
 from tinyldm.claims.lab import Lab, Model
 from tinyldm.claims.settings import BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep, fd_ratio
@@ -55,7 +45,7 @@ def row_of(arm: str, step: int, sweep: Sweep, over: Measured) -> Row:
 def run(lab: Lab) -> Finding:
     arm, draw = watched(lab), partial(lab.sweep, wide=True)
     base = draw([lab.base(BaseArm(), seed) for seed in lab.seeds])
-    measured, rows, checks = {}, list[Row](), {BASE_GOOD.name: base_ratio(lab)}
+    measured, rows, checks = {}, list[Row](), common(lab, [arm])
     for step in JUDGED:
         shown = min(step, last_step(lab))
         sweep = draw([at_moment(lab, seed, arm, shown) for seed in lab.seeds])
@@ -67,7 +57,6 @@ def run(lab: Lab) -> Finding:
         if edit in SEEN:
             checks[seen(edit)] = over.estimate.mean
         rows.append(row_of(edit, 0, sweep, over))
-    checks[COPY_KEPT.name] = moved(lab, [arm])
     zero = where(rows, arm="zero")
     lines = [("ko-", "zero", column(zero, "step"), column(zero, OVER))]
     return Finding(
@@ -106,7 +95,7 @@ CLAIM = Claim(
         )
         for step in JUDGED
     ),
-    preconditions=(*(BASE_GOOD, COPY_KEPT), *(Precondition(seen(edit), low=1.1) for edit in SEEN)),
+    preconditions=(*COMMON, *(Precondition(seen(edit), low=1.1) for edit in SEEN)),
     setting="the trainings of E2; 2,000 samples a moment, test captions and hints, guidance 2, "
     "control in both passes; the ratio to the base's own samples from the same noise",
     run=run,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tinyldm.claims import shape_of_rise
 from tinyldm.claims.cascade import cascade
-from tinyldm.claims.checks import base_ratio, fashion, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Plot, Row, found, listed
+from tinyldm.claims.checks import common, fashion
+from tinyldm.claims.claim import COMMON, Claim, Finding, Plot, Row, found, listed
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
 from tinyldm.claims.shape_of_rise import (
@@ -149,8 +149,7 @@ def run(lab: Lab) -> Finding:
     late = [1 - share_made(t, y)[t <= 0.75 * t[-1]][-1].item() for t, y in seen]
     checks = controls(t, max(wobble(y) for _, y in seen), y.shape[1])
     checks |= {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [arm]),
+        **common(lab, [arm]),
         PLATEAU: max(late),
         RISEN: min(rising(*each).double().mean().item() for each in seen),
     }
@@ -192,7 +191,7 @@ CLAIM = Claim(
         Criterion(WITHIN, low=0.7, holds=0.95, fails=0.25, noise=Noise(0.2, 0.05, 20, 3)),
     ),
     preconditions=(
-        *(BASE_GOOD, COPY_KEPT),
+        *COMMON,
         Precondition(PLATEAU, high=0.1),
         Precondition(RISEN, low=0.5),
         Precondition(JUMPS, low=0.8),

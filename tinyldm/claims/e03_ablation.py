@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tinyldm.claims.checks import base_ratio, last_quarter, moved, room
+from tinyldm.claims.checks import common, last_quarter, room
 from tinyldm.claims.claim import (
-    BASE_GOOD,
+    COMMON,
     CONVERGED,
     COPY_KEPT,
     Claim,
@@ -146,8 +146,7 @@ def run(lab: Lab) -> Finding:
     shown = under_prompts(lab, whole, PROMPTS)
     zero, labels = none["zero", 0], lab.wide.labels["class"]
     checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [whole["zero"]]),
+        **common(lab, [whole["zero"]]),
         CONVERGED.name: last_quarter(lab, [whole["zero"], whole["lite"]]),
         FOLLOWED: room(zero.ef0s, zero.chs),
         ROOM: lab.panel.accuracy["class"]
@@ -189,7 +188,7 @@ CLAIM = Claim(
         Criterion(GAUSSIAN, high=0.03, holds=0.0, fails=0.08, noise=Noise(0.1, 0.005, 113, 3)),
     ),
     preconditions=(
-        *(BASE_GOOD, COPY_KEPT, CONVERGED),
+        *(*COMMON, CONVERGED),
         Precondition(FOLLOWED, low=0.1),
         Precondition(ROOM, low=0.2),
     ),

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, found
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, found
 from tinyldm.claims.e03_ablation import arm_of
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm
@@ -23,11 +23,7 @@ def run(lab: Lab) -> Finding:
         PRICE: fd_ratio(zero, base),
         LITE_PRICE: fd_ratio(lite, zero),
     }
-    checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [arm_of(lab, "zero")]),
-        FOLLOWED: (zero.ef0s - base.ef0s).mean().item(),
-    }
+    checks = {**common(lab, [arm_of(lab, "zero")]), FOLLOWED: (zero.ef0s - base.ef0s).mean().item()}
     rows = [
         {"arm": name, "EF0": s.ef0, "GAIN": s.gain, "FD": s.fd, "KD": s.kd, "ACC_t": s.acc}
         for name, s in {"base": base, "zero": zero, "lite": lite}.items()
@@ -49,7 +45,7 @@ CLAIM = Claim(
         Criterion(PRICE, low=1.0, holds=1.3, fails=0.8, noise=Noise(0.15, 0.02, 20, 3)),
         Criterion(LITE_PRICE, low=1.0, holds=1.2, fails=0.85, noise=Noise(0.15, 0.02, 20, 3)),
     ),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(FOLLOWED, low=0.1)),
+    preconditions=(*COMMON, Precondition(FOLLOWED, low=0.1)),
     setting="arms of E3, true captions, guidance 2 in both passes, 2,000 samples",
     run=run,
     before="FAIL by bare orderings: a difference of .001 either way decided",

@@ -1,7 +1,7 @@
 """E5: dropping half of the captions teaches the ControlNet to read hints alone."""
 
-from tinyldm.claims.checks import base_ratio, moved, room
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.checks import common, room
+from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
 from tinyldm.claims.sweep import Sweep
@@ -33,11 +33,7 @@ def run(lab: Lab) -> Finding:
         for s in SHARES
     ]
     measured = {READS: difference(none), KEPT: difference(true)}
-    checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, arms.values()),
-        FOLLOWED: room(none[0.5].ef0s, none[0.5].chs),
-    }
+    checks = {**common(lab, arms.values()), FOLLOWED: room(none[0.5].ef0s, none[0.5].chs)}
     return Finding(measured, checks, found(measured), rows)
 
 
@@ -51,7 +47,7 @@ CLAIM = Claim(
         Criterion(READS, low=0.0, holds=0.05, fails=-0.05, noise=Noise(0.1, 0.01, 113, 5)),
         Criterion(KEPT, low=-0.03, holds=0.02, fails=-0.08, noise=Noise(0.1, 0.01, 113, 5)),
     ),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(FOLLOWED, low=0.1)),
+    preconditions=(*COMMON, Precondition(FOLLOWED, low=0.1)),
     setting="shares 0 and .5, all else equal; 2,000 samples; a margin of non-inferiority of .03",
     run=run,
     before="FAIL by -.001 of noise on 'not lower', which had no margin; its first half, +.036 "

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Plot, Row, found, line, where
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Plot, Row, found, line, where
 from tinyldm.claims.lab import ControlFn, Lab
 from tinyldm.claims.settings import ControlArm
 from tinyldm.claims.sweep import Sweep, fd_ratio
@@ -79,11 +79,7 @@ def run(lab: Lab) -> Finding:
     ]
     measured = {MENDS: fd_ratio(swept[PAPER, JUDGED], swept[PROMPTED, JUDGED])}
     strong = fd_ratio(swept[PROMPTED, JUDGED], both).estimate
-    checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [ControlArm()]),
-        TOO_STRONG: strong.mean,
-    }
+    checks = {**common(lab, [ControlArm()]), TOO_STRONG: strong.mean}
     lines = [line(where(rows, control=r), "guidance", "FD", STYLES[r], r) for r in RULES]
     return Finding(
         measured,
@@ -112,7 +108,7 @@ CLAIM = Claim(
     "conditional pass alone makes it too strong, and weights 64 / h_i on its residuals mend that.",
     source="[CN, 3.4 and Fig. 5]",
     criteria=(Criterion(MENDS, high=0.9, holds=0.7, fails=1.2, noise=Noise(0.15, 0.03, 20, 3)),),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(TOO_STRONG, low=1.2)),
+    preconditions=(*COMMON, Precondition(TOO_STRONG, low=1.2)),
     setting="empty prompt; the weights are h_0 / h_i of the latent, 1, 2, 4 here, where [CN] has "
     "1 to 8; a uniform 0.5 beside",
     run=run,

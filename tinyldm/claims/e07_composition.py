@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.hints import silhouette
 from tinyldm.claims.lab import ControlFn, Lab, Model
 from tinyldm.claims.settings import BaseArm, ControlArm
@@ -79,8 +79,7 @@ def run(lab: Lab) -> Finding:
         return torch.stack([score[name] for score in seen[arm]]).double()
 
     solo = {F1: "edges alone", IOU: "silhouette alone"}
-    measured, checks = {}, {BASE_GOOD.name: base_ratio(lab)}
-    checks[COPY_KEPT.name] = moved(lab, [ControlArm(condition=c) for c in CONDITIONS])
+    measured, checks = {}, common(lab, [ControlArm(condition=c) for c in CONDITIONS])
     for name, arm in solo.items():
         parts = [columns(each, name) for each in ("both, added", arm, "none")]
         measured[KEPT[name]] = measure(*parts, origins=lab.panel.origins, statistic=kept)
@@ -113,10 +112,7 @@ CLAIM = Claim(
     criteria=tuple(
         Criterion(name, low=0.9, holds=1.05, fails=0.7, noise=NOISE) for name in KEPT.values()
     ),
-    preconditions=(
-        *(BASE_GOOD, COPY_KEPT),
-        *(Precondition(name, low=0.1) for name in ALONE.values()),
-    ),
+    preconditions=(*COMMON, *(Precondition(name, low=0.1) for name in ALONE.values())),
     setting="whole edges of one image and the whole silhouette of another, each ControlNet's "
     "residuals masked to its half of the picture, no prompt; fidelity net of chance, against that "
     "of each alone",

@@ -1,14 +1,16 @@
 """E8: a ControlNet works on other bases of its family without retraining."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Plot, Row, column, found
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Plot, Row, column, found
 from tinyldm.claims.hints import rolled
-from tinyldm.claims.lab import ControlFn, Lab, distance
+from tinyldm.claims.lab import ControlFn, Lab, Model, distance
 from tinyldm.claims.settings import BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep
 from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition
@@ -21,7 +23,7 @@ STYLE, STRANGER = (
     "colour as asked in the style of B, from the second distance on",
     "GAIN plugged into a stranger over own",
 )
-ROOM = "GAIN of the retrained"
+ROOM, TAKEN = "GAIN of the retrained", "colour as asked in B's style"
 
 
 def of(meant: float) -> str:
@@ -61,37 +63,40 @@ def taken(lab: Lab, x: Tensor) -> float:
     return (lab.panel.judge(back)[1][label] == lab.panel.labels[label]).double().mean().item()
 
 
+class Transferred(NamedTuple):
+    """What a base B shows of A's ControlNets."""
+
+    row: Row
+    plugged: Sweep
+    over: Measured  # GAIN plugged in over retrained
+
+
+def transferred(lab: Lab, own: Sequence[Model], meant: float) -> Transferred:
+    """A's ControlNets `own` on bases about that far from A, against those that are trained on them."""
+    b = base_b(lab, meant)
+    bases = [lab.base(b, seed) for seed in lab.seeds]
+    pairs = list(zip(own, bases, strict=True))
+    plugged = lab.sweep([a._replace(ldm=base.ldm, key=(*base.key, *a.key)) for a, base in pairs])
+    far = [distance(a.ldm.unet, base.ldm.unet) for a, base in pairs]
+    retrained = lab.sweep(ControlArm(b))
+    row = {
+        "distance of B from A": sum(far) / len(far),
+        "GAIN plugged in": plugged.gain,
+        "GAIN retrained on B": retrained.gain,
+        "ratio": over(plugged, retrained).estimate,
+        TAKEN: taken(lab, lab.sweep(bases).images[: len(lab.panel)]),
+    }
+    return Transferred(row, plugged, over(plugged, retrained))
+
+
 def run(lab: Lab) -> Finding:
-    own = [lab.control(ControlArm(), seed) for seed in lab.seeds]
-    measured, rows, checks = {}, list[Row](), {BASE_GOOD.name: base_ratio(lab)}
-    drawn_own = lab.sweep(own)
-    for meant in RATES:
-        b = base_b(lab, meant)
-        bases = [lab.base(b, seed) for seed in lab.seeds]
-        plugged = [
-            a._replace(ldm=base.ldm, key=(*base.key, *a.key))
-            for a, base in zip(own, bases, strict=True)
-        ]
-        far = [distance(a.ldm.unet, base.ldm.unet) for a, base in zip(own, bases, strict=True)]
-        swept, retrained = lab.sweep(plugged), lab.sweep(ControlArm(b))
-        found_here = over(swept, retrained)
-        if meant in JUDGED:
-            measured[of(meant)] = found_here
-        rows.append(
-            {
-                "distance of B from A": sum(far) / len(far),
-                "GAIN plugged in": swept.gain,
-                "GAIN retrained on B": retrained.gain,
-                "ratio": found_here.estimate,
-                "colour as asked in B's style": taken(
-                    lab, lab.sweep(bases).images[: len(lab.panel)]
-                ),
-            }
-        )
+    own = lab.models(ControlArm())
+    every = {meant: transferred(lab, own, meant) for meant in RATES}
+    measured = {of(meant): every[meant].over for meant in JUDGED}
+    rows, drawn_own = [each.row for each in every.values()], lab.sweep(own)
     strange = lab.sweep([a.steered("shuffled channels", shuffled_channels) for a in own])
-    checks |= {
-        COPY_KEPT.name: moved(lab, [ControlArm()]),
-        STYLE: min(row["colour as asked in B's style"] for row in rows[1:]),
+    checks = common(lab, [ControlArm()]) | {
+        STYLE: min(row[TAKEN] for row in rows[1:]),
         STRANGER: over(strange, drawn_own).estimate.mean,
         ROOM: min(row["GAIN retrained on B"].mean for row in rows),
     }
@@ -110,7 +115,7 @@ def run(lab: Lab) -> Finding:
         pictures={
             "hints": lab.panel.hints,
             "A": drawn_own.x,
-            "plugged into the farthest B": swept.x,
+            "plugged into the farthest B": every[max(RATES)].plugged.x,
         },
     )
 
@@ -127,7 +132,7 @@ CLAIM = Claim(
         for meant in JUDGED
     ),
     preconditions=(
-        *(BASE_GOOD, COPY_KEPT),
+        *COMMON,
         Precondition(STYLE, low=0.5),
         Precondition(STRANGER, high=0.3),
         Precondition(ROOM, low=0.2),

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Plot, Row, found, line, where
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Plot, Row, found, line, where
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep, fd_ratio
@@ -55,11 +55,7 @@ def run(lab: Lab) -> Finding:
     thousand = swept[ControlArm(images=1_000)]
     columns = thousand.ef0s, thousand.chs, thousand.ces
     measured = {FOLLOWS: thousand.measure(*columns, statistic=gain), GOOD: fd_ratio(thousand, base)}
-    checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [ControlArm(images=1_000)]),
-        CHANCE: base.gain.mean,
-    }
+    checks = {**common(lab, [ControlArm(images=1_000)]), CHANCE: base.gain.mean}
     drawn = {"ControlNet": "ko-", "the whole base": "ks--"}
     plots = [
         Plot(
@@ -86,7 +82,7 @@ CLAIM = Claim(
         Criterion(FOLLOWS, low=0.1, holds=0.3, fails=0.0, noise=Noise(0.25, 0.02, 113, 3)),
         Criterion(GOOD, high=1.2, holds=1.0, fails=1.5, noise=Noise(0.15, 0.03, 20, 3)),
     ),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(CHANCE, low=-0.1, high=0.1)),
+    preconditions=(*COMMON, Precondition(CHANCE, low=-0.1, high=0.1)),
     setting="100, 300, 1,000 and all 6,292 images, equal optimizer steps; beside it the base "
     "fine-tuned as a whole, which sees the hint by concatenation; true captions; the base saw all "
     "images",

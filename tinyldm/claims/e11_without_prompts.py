@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.hints import HINTS, broken
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
@@ -75,11 +75,7 @@ def run(lab: Lab) -> Finding:
     cnn = right(panel.hints).expand(len(lab.seeds), -1)
     measured = {READS: swept.measure(swept.hits("class"), cnn, statistic=ratio)}
     chance = swept.hits("class", label[shuffled(len(label))]).mean().item()
-    checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [arm]),
-        ROOM: cnn.mean().item() - chance,
-    }
+    checks = {**common(lab, [arm]), ROOM: cnn.mean().item() - chance}
     return Finding(
         measured,
         checks,
@@ -104,7 +100,7 @@ CLAIM = Claim(
     sentence="ControlNet recognises the content of the condition without any prompt.",
     source="[CN, Fig. 7 and 11]",
     criteria=(Criterion(READS, low=0.8, holds=1.1, fails=0.45, noise=Noise(0.8, 0.03, 113, 3)),),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(ROOM, low=0.2)),
+    preconditions=(*COMMON, Precondition(ROOM, low=0.2)),
     setting="the ControlNet of each seed, the empty prompt, 2,000 samples; ambiguous hints (30 % of the "
     "edges, silhouettes) beside",
     run=run,

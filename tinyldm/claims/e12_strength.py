@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, found, named
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, found, named
 from tinyldm.claims.lab import ControlFn, Lab
 from tinyldm.claims.settings import BaseArm, ControlArm
 from tinyldm.claims.verdict import Criterion, Noise, Precondition
@@ -43,11 +43,7 @@ def run(lab: Lab) -> Finding:
     }
     base = lab.sweep([lab.base(BaseArm(), seed) for seed in lab.seeds])
     apart = (swept[0.0, ALWAYS].images - base.images).abs().max().item()
-    checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [ControlArm()]),
-        SAME: apart,
-    }
+    checks = {**common(lab, [ControlArm()]), SAME: apart}
     spans = {f"t / T from {t}:": s.gain.mean for (_, t), s in swept.items() if t != ALWAYS}
     return Finding(
         measured,
@@ -84,7 +80,7 @@ CLAIM = Claim(
         )
         for name in STEPS.values()
     ),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(SAME, high=0.0)),
+    preconditions=(*COMMON, Precondition(SAME, high=0.0)),
     setting="the ControlNet of each seed, true captions, guidance 2",
     run=run,
     before="PASS by means alone, without intervals",

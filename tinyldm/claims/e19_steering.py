@@ -2,8 +2,8 @@
 
 import torch
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep, ratio
@@ -48,8 +48,7 @@ def run(lab: Lab) -> Finding:
     columns = both.hits(label, asked), base.hits(label, asked)
     measured = {STEERED: both.measure(*columns, statistic=ratio)}
     checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [arm]),
+        **common(lab, [arm]),
         CHANCE: none.hits(label, asked).mean().item(),
         FOLLOWED: (both.ef0s - both.chs).mean().item(),
     }
@@ -72,11 +71,7 @@ CLAIM = Claim(
     sentence="Under one and the same hint the prompt still decides what the hint does not show.",
     source="[CN, Fig. 1]",
     criteria=(Criterion(STEERED, low=0.8, holds=0.95, fails=0.5, noise=Noise(0.2, 0.03, 113, 3)),),
-    preconditions=(
-        *(BASE_GOOD, COPY_KEPT),
-        Precondition(CHANCE, high=0.25),
-        Precondition(FOLLOWED, low=0.1),
-    ),
+    preconditions=(*COMMON, Precondition(CHANCE, high=0.25), Precondition(FOLLOWED, low=0.1)),
     setting="each hint with the caption of another drawing of its kind in another colour, "
     "guidance 2; colour is measured without a network",
     run=run,

@@ -2,8 +2,8 @@
 
 import torch
 
-from tinyldm.claims.checks import base_ratio, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.checks import common
+from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm, ControlArm
 from tinyldm.claims.sweep import Sweep
@@ -39,8 +39,7 @@ def run(lab: Lab) -> Finding:
         BETTER: of(empty["ControlNet"], empty["fine-tuned"]),
     }
     checks = {
-        BASE_GOOD.name: base_ratio(lab),
-        COPY_KEPT.name: moved(lab, [control]),
+        **common(lab, [control]),
         FORGETS: of(empty["fine-tuned"], ("base", "none")).estimate.mean,
     }
     rows: list[Row] = [
@@ -68,7 +67,7 @@ CLAIM = Claim(
         Criterion(KEEPS, low=-0.05, holds=0.0, fails=-0.15, noise=Noise(0.1, 0.01, 55, 3)),
         Criterion(BETTER, low=0.03, holds=0.15, fails=-0.05, noise=Noise(0.15, 0.02, 55, 3)),
     ),
-    preconditions=(BASE_GOOD, COPY_KEPT, Precondition(FORGETS, high=-0.05)),
+    preconditions=(*COMMON, Precondition(FORGETS, high=-0.05)),
     setting="1,000 images of every other kind; then captions of the other kinds, with an empty "
     "hint, so that nothing but text tells what to draw; against the base fine-tuned as a whole on "
     "the same images, the hint by concatenation",

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, last_quarter, moved
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Row, found
+from tinyldm.claims.checks import common, last_quarter
+from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.e07_composition import iou
 from tinyldm.claims.hints import HINTS
 from tinyldm.claims.lab import Lab
@@ -45,7 +45,11 @@ def room_of(condition: str) -> str:
 
 def run(lab: Lab) -> Finding:
     panel, images = lab.panel, lab.panel.data.images
-    measured, rows, checks = {}, list[Row](), {BASE_GOOD.name: base_ratio(lab)}
+    measured, rows, checks = (
+        {},
+        list[Row](),
+        common(lab, [ControlArm(condition=c) for c in CONDITIONS]),
+    )
     pictures = dict[str, Tensor]()
     worn = lab.round_trip(images)
     for condition in CONDITIONS:
@@ -70,7 +74,6 @@ def run(lab: Lab) -> Finding:
             f"{condition}: hints": hints.float() > 0.3 if condition == "blurred" else hints,
             condition: sweep.x,
         }
-    checks[COPY_KEPT.name] = moved(lab, [ControlArm(condition=c) for c in CONDITIONS])
     return Finding(measured, checks, found(measured), rows, pictures=pictures)
 
 
@@ -91,7 +94,7 @@ CLAIM = Claim(
         for condition in CONDITIONS
     ),
     preconditions=(
-        *(BASE_GOOD, COPY_KEPT),
+        *COMMON,
         *(Precondition(room_of(condition), low=0.2) for condition in CONDITIONS),
     ),
     setting="one ControlNet a condition and seed: silhouettes; a tenth of the edge pixels; edges "
