@@ -33,8 +33,11 @@ samples:
 		--prompt "a photo of a dark coat" "a photo of a light coat" "a photo of a dark bag" "a photo of a grey bag" \
 		"a photo of a light dress" "a photo of a dark ankle boot"
 
-claims: .venv/ready  ## the papers' claims, tested; takes hours, and an interrupted run resumes
-	$(BIN)/python -m tinyldm.claims
+claims: $(RUNS)/emoji/base/manifest.json  ## the papers' claims, tested; takes hours, and an interrupted run resumes
+	$(BIN)/python -m tinyldm.claims --base $(RUNS)/emoji/base --folder $(RUNS)/claims
+
+$(RUNS)/emoji/base/manifest.json: | .venv/ready
+	$(BIN)/python train_base.py --preset emoji --out $(@D) $(call resume,emoji/base)
 
 test: .venv/ready  ## lint, imports between the rooms, types, and the default test suite
 	$(BIN)/ruff check .

@@ -49,7 +49,9 @@ def test_the_method_is_read_in_an_evening():
 
 def test_the_package_is_small_and_its_functions_are_short():
     files = [*PACKAGE.rglob("*.py"), *SCRIPTS]
-    assert sum(map(tokens, PACKAGE.rglob("*.py"))) <= 66_500
+    sizes = {path: tokens(path) for path in PACKAGE.rglob("*.py")}
+    claims = sum(size for path, size in sizes.items() if path.parent.name == "claims")
+    assert claims <= 34_000 and sum(sizes.values()) - claims <= 48_500
     lengths = [entry for path in files for entry in functions(path)]
     assert max(lengths)[0] <= 50, max(lengths)
     assert statistics.median(length for length, _ in lengths) <= 7
@@ -63,7 +65,7 @@ def tree() -> list[str]:
 
 @pytest.mark.parametrize("path", [*METHOD, *SCRIPTS, *PACKAGE.glob("*/*.py")], ids=lambda p: p.stem)
 def test_every_file_stands_in_the_readmes_tree(path):
-    claim = re.fullmatch(r"e\d\d_\w+\.py", path.name)  # named together, as e01 to e18
+    claim = re.fullmatch(r"e\d\d_\w+\.py", path.name)  # named together, as e01 to e22
     if path.name != "__init__.py" and not claim:
         names = tree()
         folder = f"{path.parent.name}/"

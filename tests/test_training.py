@@ -435,9 +435,27 @@ def test_a_batch_larger_than_the_dataset_wraps_around():
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
-    factors = [lr_factor(step, 100, 10) for step in range(100)]
+    settings = FitSettings(steps=100, warmup=10)
+    factors = [lr_factor(settings, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
     assert all(a > b for a, b in pairwise(factors[10:])) and factors[-1] < 0.001
+
+
+def test_a_constant_rate_warms_up_and_stays():
+    settings = FitSettings(steps=100, warmup=10, lr_scheduler="constant")
+    factors = [lr_factor(settings, step) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert set(factors[10:]) == {1.0}
+
+
+def test_a_scheduler_is_told_by_settings_json_unless_it_is_the_default():
+    """So runs from before there was another are resumed."""
+    base = BaseSettings()
+    told = run_folder.described(base, Machine())
+    assert "lr_scheduler" not in told["fit"] and "lr_scheduler" not in told["vae_fit"]
+    constant = replace(base, fit=replace(base.fit, lr_scheduler="constant"))
+    told = run_folder.described(constant, Machine())
+    assert told["fit"]["lr_scheduler"] == "constant" and "lr_scheduler" not in told["vae_fit"]
 
 
 def test_ema_follows_its_formula_and_applies_only_inside():
@@ -706,12 +724,15 @@ def test_the_order_of_an_epoch_is_numpys_permutation():
 
 
 def test_the_rate_is_a_line_and_half_a_cosine():
-    assert [lr_factor(step, 8, 0) for step in (0, 2, 4, 6)] == pytest.approx(
+    def factor(step: int, steps: int, warmup: int) -> float:
+        return lr_factor(FitSettings(steps=steps, warmup=warmup), step)
+
+    assert [factor(step, 8, 0) for step in (0, 2, 4, 6)] == pytest.approx(
         [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
     )
-    assert [lr_factor(step, 9, 3) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
-    assert lr_factor(5, 6, 4) == pytest.approx(0.5)
-    assert lr_factor(3, 2, 3) == 1  # a warm-up that is longer than the training
+    assert [factor(step, 9, 3) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert factor(5, 6, 4) == pytest.approx(0.5)
+    assert factor(3, 2, 3) == 1  # a warm-up that is longer than the training
 
 
 def test_the_average_has_no_gradient_and_is_a_copy():
