@@ -86,11 +86,12 @@ class ScaledUNet(UNet):
     def __init__(self, unet: UNet, schedule: Schedule, std: float):
         super().__init__(unet.config)
         self.load_state_dict(unet.state_dict())
-        self.schedule, self.std = schedule, std
+        self.std, signal = std, schedule.alphas_cumprod.float()
+        self.register_buffer("signal", signal, persistent=False)  # (T + 1,)
 
     def forward(self, z_t: Tensor, t: Tensor, context: Tensor, *controls: list[Tensor]) -> Tensor:
         """As UNet's."""
-        signal = self.schedule.alphas_cumprod.to(z_t.device)[t].to(z_t.dtype)  # (b,)
+        signal = self.get_buffer("signal")[t]  # (b,)
         std = (signal * self.std**2 + 1 - signal).sqrt()
         return super().forward(z_t / rearrange(std, "b -> b 1 1 1"), t, context, *controls)
 

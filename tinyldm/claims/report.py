@@ -25,7 +25,7 @@ SHOWN = 12  # images of a row
 FIRST = {"E2": ("-samples", ""), "E3": ("",), "E19": ("-samples",)}  # images of the first page
 
 ABOUT = """What this repository finds of what the papers claim, at small scale: emoji at 64 px in latents of
-16 x 16, a U-Net of 1.5 million parameters, and a base that 'make emoji' trains in half an hour on
+16 x 16, a U-Net of 2.9 million parameters, and a base that 'make emoji' trains in half an hour on
 two cores. Written by `python -m tinyldm.claims` from the files in [results](results), one for each
 claim; `make claims` repeats all of it, `python -m tinyldm.claims --only E2` one of them."""
 
@@ -40,7 +40,8 @@ MEASURES = """## How to read it
   it does not must fail it; `tests/test_claims.py` repeats that.
 - Intervals are 95 % bootstrap intervals over trainings and drawings (all images of one drawing
   are drawn together); where k quantities are judged together, of level 1 - 0.05 / k (Bonferroni).
-  Quantities that are no means, as FD, come in by the jackknife over 20 blocks of drawings.
+  Quantities that are no means, as FD, come in by the jackknife over 20 blocks of drawings,
+  which also takes away most of what FD of few samples is too large by.
 - **The seeds** are of trainings on one base, unless a section says otherwise.
 - **EF0**: F1 of the generated image's Canny edges against the hint, no tolerance. **CH**: against the hint of
   another drawing of the same kind: chance. **CE**: of an image after the autoencoder: the ceiling.

@@ -34,13 +34,17 @@ class Sweep:
     def __init__(self, samples: Sequence[Sampled], panel: Panel, ce: Tensor):
         self.samples, self.panel = samples, panel
         self.x = samples[0].x  # the first seed's images (n, k, H, W)
-        self.images = torch.cat([s.x for s in samples])  # of all seeds
         self.ef0s = stacked([s.ef0 for s in samples])
         self.chs = stacked([s.ch for s in samples])
         self.ces = ce.double().expand(len(samples), -1)
         self.seen = {
             name: torch.stack([s.seen[name] for s in samples]) for name in samples[0].seen
         }  # label -> (s, n)
+
+    @property
+    def images(self) -> Tensor:
+        """Of all seeds (s n, k, H, W)."""
+        return torch.cat([s.x for s in self.samples])
 
     def measure(self, *columns: Tensor, **how: object) -> Measured:
         """Of columns (s, n) of these images: `measure`, all images of one drawing together."""
