@@ -13,7 +13,7 @@ import torch
 from conftest import small_controlnet, small_inputs, small_unet
 
 from tinyldm.benchmark.steps import Sizes, our_step
-from tinyldm.claims import arms, e02_sudden, e09_overhead, result, shape_of_rise, store
+from tinyldm.claims import arms, e02_sudden, e09_overhead, report, result, shape_of_rise, store
 from tinyldm.claims import lab as lab_module
 from tinyldm.claims.__main__ import ClaimsSettings, chosen, main, timed
 from tinyldm.claims.all import CLAIMS, IMPORTANCE
@@ -43,6 +43,7 @@ from tinyldm.claims.verdict import (
     measure,
     power,
     pseudo_values,
+    students_t,
     together,
     unmet,
 )
@@ -52,7 +53,7 @@ from tinyldm.data.conditions import canny
 from tinyldm.data.dataset import to_float
 from tinyldm.diffusion import Schedule
 from tinyldm.evaluate.judge import load_judge
-from tinyldm.evaluate.metrics import Estimate, estimate
+from tinyldm.evaluate.metrics import Estimate, estimate, frechet_distance
 from tinyldm.evaluate.panel import Panel
 from tinyldm.evaluate.tables import table
 from tinyldm.support import files
@@ -103,22 +104,22 @@ def test_the_claims_are_e1_to_e22_each_with_what_decides_it():
     assert sorted(IMPORTANCE, key=lambda name: int(name[1:])) == [claim.id for claim in CLAIMS]
     for claim in CLAIMS:
         assert claim.sentence and claim.source.startswith("[") and claim.setting
-        assert bool(claim.criteria) == bool(claim.preconditions)
-        assert claim.seeds >= 3 and (claim.before or int(claim.id[1:]) in (9, 19, 20, 21, 22))
+        assert claim.preconditions
+        assert claim.criteria and claim.seeds >= 3
+        assert claim.before or int(claim.id[1:]) in (19, 20, 21, 22)  # the first edition's
     names = [each.name for claim in CLAIMS for each in claim.criteria]
     assert len(names) == len(set(names))
-    reported = [claim.id for claim in CLAIMS if not claim.criteria]
-    assert reported == ["E9", "E14", "E21"]
 
 
 @pytest.mark.parametrize(("claim", "criterion"), CRITERIA, ids=lambda x: getattr(x, "id", ""))
 def test_a_world_where_a_claim_holds_passes_and_one_where_it_fails_fails(claim, criterion):
-    """With the noise that was expected, and with the noise that was found where there is a result."""
+    """With the noise that was expected; with the noise that was found, where a verdict was given on it."""
     right, left = power(criterion, criterion.noise)
     assert right >= 0.8 and left >= 0.8
-    if found := result.read(ROOT / "docs" / "results", claim):
+    found = result.read(ROOT / "docs" / "results", claim)
+    if found and (said := result.decided(criterion, found)) in (PASS, FAIL):
         right, left = power(criterion, found.noise(criterion.name))
-        assert right >= 0.8 and left >= 0.8
+        assert (right if said == FAIL else left) >= 0.8
 
 
 def test_bounds_decide_by_the_whole_interval():
@@ -155,15 +156,24 @@ def result_with(seeds=3, room=1.0, found=(0.1, 0.05, 0.2)) -> Result:
     measured = result.flat({"gain": Measured(Estimate(*found), noise)})
     cost = Cost(["abc"], ["Xeon"], [1], 2, 60.0, 30.0, [0.5, 1.0])
     row = {"arm": "zero", "EF0": 0.5, "EF0_interval": [0.4, 0.6]}
-    made_of = ([*range(seeds)], {"room": room}, measured, "0.1", [row], ["A note"], "", [], "s")
+    made_of = ([*range(seeds)], {"room": room}, measured, "0.1", [row], ["A note"], "", [])
     return Result("E2", *made_of, cost)
 
 
 CLAIM = replace(
     CLAIMS[1],
-    criteria=[Criterion("gain", low=0.03, holds=0.1, fails=0.0)],
+    criteria=[Criterion("gain", low=0.03, holds=0.2, fails=-0.1)],
     preconditions=[Precondition("room", low=0.2)],
 )
+
+
+def test_noise_in_which_a_criterion_could_not_fail_passes_nothing():
+    loud = Noise(0.1, 1.0, 113, 3)
+    found = replace(
+        result_with(), measured=result.flat({"gain": Measured(Estimate(0.1, 0.05, 0.2), loud)})
+    )
+    assert CLAIM.criteria[0].decide(found.found("gain")) == PASS
+    assert result.verdict(CLAIM, found) == INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
@@ -204,21 +214,29 @@ def test_an_interval_holds_both_the_spread_of_images_and_that_of_trainings():
     assert many.low < of_images.low and many.high > of_images.high
 
 
-@pytest.mark.parametrize("trainings", [3, 5])
-@pytest.mark.parametrize("share", [0.0, 1.0, 2.0])
-def test_intervals_hold_the_truth_as_often_as_they_say(trainings, share):
-    """A spread of trainings of `share` times what the images leave; 95 % are asked, 90 % must be had."""
-    held = 0
-    for seed in range(100):
+@pytest.mark.parametrize(("trainings", "family"), [(3, 1), (5, 1), (3, 5)])
+@pytest.mark.parametrize("share", [0.0, 1.0, 10.0])
+def test_intervals_hold_the_truth_as_often_as_they_say(trainings, family, share):
+    """A spread of trainings of `share` times what the images leave."""
+    held, draws = 0, 150
+    for seed in range(draws):
         draw = torch.Generator().manual_seed(seed)
         images, rest = (
-            torch.randn(1, 100, generator=draw),
-            torch.randn(trainings, 100, generator=draw),
+            torch.randn(1, 60, generator=draw),
+            torch.randn(trainings, 60, generator=draw),
         )
         offsets = share * 0.1 * torch.randn(trainings, 1, generator=draw)
-        found = measure(images + 0.5 * rest + offsets, seed=seed).estimate
+        found = measure(images + 0.5 * rest + offsets, family=family, seed=seed + 10**6).estimate
         held += found.low <= 0 <= found.high
-    assert held >= 90
+    level = 1 - 0.05 / family
+    assert held / draws >= level - 3 * (level * (1 - level) / draws) ** 0.5
+
+
+def test_students_t():
+    draws = students_t(2, 4000, torch.Generator().manual_seed(0))
+    quantiles = draws.quantile(torch.tensor([0.5, 0.9, 0.975]).double()).tolist()
+    assert quantiles == pytest.approx([0, 1.886, 4.303], rel=0.15, abs=0.1)  # of the tables
+    assert not students_t(0, 10, torch.Generator()).any()
 
 
 def test_images_of_one_drawing_are_drawn_together():
@@ -263,6 +281,10 @@ def test_fd_tells_worse_samples_from_as_good_ones():
         sweep.panel = sweep.samples[0].panel
         return sweep
 
+    own = pseudo_values(lambda i: frechet_distance(base[0][i], base[0]), torch.arange(1000) % 50)
+    assert own.mean().item() == pytest.approx(
+        0, abs=1e-6
+    )  # a reference of the same drawings is no bias
     criterion = Criterion("FD over the base's", high=1.1)
     same = fd_ratio(swept(base + 0.01 * torch.randn(base.shape, generator=draw)), swept(base))
     worse = fd_ratio(swept(base + 0.2), swept(base))
@@ -275,30 +297,44 @@ def test_fd_tells_worse_samples_from_as_good_ones():
 LOOKS = torch.cat([torch.arange(0, 1080, 8), torch.arange(1080, 2001, 80)])
 
 
-@pytest.mark.parametrize("noise", [0.005, 0.02, 0.04])
-def test_a_jump_is_seen_as_one_and_what_is_smooth_is_not(noise):
-    def seen(kind: str) -> tuple[float, float]:
-        y = shape_of_rise.simulated(kind, LOOKS, noise, 32, seed=1)
-        assert shape_of_rise.rising(LOOKS, y).all()
-        prefers = shape_of_rise.prefers_jump(LOOKS, y).double().mean().item()
-        return prefers, shape_of_rise.within(LOOKS, y)
+@pytest.mark.parametrize("noise", [0.01, 0.03])
+@pytest.mark.parametrize("t50", [100, 190, 333, 430, 800])
+def test_a_jump_is_seen_as_one_and_what_is_smooth_is_not(noise, t50):
+    def seen(kind: str) -> float:
+        y = shape_of_rise.simulated(kind, LOOKS, noise, 32, seed=1, t50=t50)
+        return shape_of_rise.prefers_jump(LOOKS, y).double().mean().item()
 
-    prefers, within = seen("jump")
-    assert prefers > 0.9 and within > 0.9
-    for kind in ("ramp", "quadratic"):
-        prefers, within = seen(kind)
-        assert prefers < 0.1 and within < 0.4
+    assert all(seen(kind) > 0.8 for kind in e02_sudden.SUDDEN)
+    assert all(seen(kind) < 0.2 for kind in e02_sudden.GRADUAL)
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("jump", PASS), ("ramp", FAIL), ("quadratic", FAIL)]
-)
+def test_how_much_of_a_rise_is_sudden():
+    def share(kind: str) -> float:
+        return shape_of_rise.within(LOOKS, shape_of_rise.simulated(kind, LOOKS, 0.02, 32, seed=1))
+
+    assert share("jump") > 0.9 and share("jump, then a drift") > 0.75
+    assert all(share(kind) < 0.45 for kind in e02_sudden.GRADUAL)
+
+
+WORLDS = [(kind, PASS) for kind in e02_sudden.SUDDEN] + [
+    (kind, FAIL) for kind in e02_sudden.GRADUAL
+]
+
+
+@pytest.mark.parametrize(("kind", "expected"), WORLDS)
 def test_e2_decides_simulated_trainings(kind, expected):
     y = [shape_of_rise.simulated(kind, LOOKS, 0.03, 64, seed)[..., None] for seed in range(3)]
-    curves = [(LOOKS, each.expand(-1, -1, 4)) for each in y]
-    measured = e02_sudden.judged(curves)
+    measured = e02_sudden.judged([(LOOKS, each.expand(-1, -1, 4)) for each in y])
     verdicts = [c.decide(measured[c.name].estimate) for c in e02_sudden.CLAIM.criteria]
     assert together(verdicts) == expected
+
+
+def test_a_share_of_the_rise_is_timed_between_looks():
+    ramp = shape_of_rise.simulated("ramp", LOOKS, 0.0, 64, seed=0, t50=501)
+    assert shape_of_rise.time_of(LOOKS, ramp, 0.5) == pytest.approx(501, rel=0.06)
+    sparse = LOOKS[::10]
+    thin = shape_of_rise.simulated("ramp", sparse, 0.0, 64, seed=0, t50=501)
+    assert shape_of_rise.time_of(sparse, thin, 0.5) == pytest.approx(501, rel=0.06)
 
 
 def test_images_that_do_not_rise_do_not_count():
@@ -343,8 +379,8 @@ def test_conditions_and_styles():
     rolled = STYLES["rolled"](images)
     assert torch.equal(rolled[:, 1], images[:, 0]) and torch.equal(rolled[:, 0], images[:, 2])
     for name in ("silhouette", "sparse", "blurred"):
-        own = score(name, to_float(images), HINTS[name](images))
-        assert torch.allclose(own.float(), torch.ones(8)), name
+        own, other = (score(name, to_float(images), of) for of in (images, images.flip(0)))
+        assert torch.allclose(own.float(), torch.ones(8)) and other.mean() < 0.9, name
 
 
 def test_iou():
@@ -513,6 +549,8 @@ def test_a_watched_training_is_seen_from_before_its_first_step(tmp_path):
     arm = watched(lab)
     fit = lab.fit_of(arm)
     assert (fit.lr_scheduler, fit.ema, fit.warmup, arm.density) == ("constant", 0, 1, "uniform")
+    with pytest.raises(ValueError, match="watch"):
+        lab.control(arm, 0)  # nobody would look
     lines = progress_of(lab, 0, arm)
     assert [line["step"] for line in lines] == [0, *range(1, fit.steps + 1)]
     assert lines[0]["ef0"].shape == (TINY.panel, TINY.noises)
@@ -529,6 +567,18 @@ def test_a_panel_of_more_images_than_there_are_has_each_again():
     assert len(panel) == 25 and len(panel.origins.unique()) == 10
     assert torch.equal(panel.hints[:10], panel.hints[10:20])
     assert (panel.origins[panel.strangers] != panel.origins).all()
+
+
+def test_a_claim_that_needs_more_seeds_has_them(tmp_path, monkeypatch):
+    seen = []
+    run = lambda lab: seen.append(list(lab.seeds)) or Finding({}, {}, "a number", [{"a": 1}])  # noqa: E731
+    claims = [replace(CLAIMS[8], run=run, criteria=(), preconditions=(), seeds=n) for n in (3, 5)]
+    monkeypatch.setattr("tinyldm.claims.__main__.chosen", lambda only: claims)
+    monkeypatch.setattr("tinyldm.claims.__main__.check_base", lambda *_: None)
+    monkeypatch.setattr(report, "CLAIMS", claims[:1])
+    monkeypatch.setattr("tinyldm.claims.__main__.Lab", lambda *args: lab_in(tmp_path))
+    main(ClaimsSettings(folder=tmp_path, out=tmp_path / "RESULTS.md", device="cpu"))
+    assert seen == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_samples_are_kept_under_what_made_them(tmp_path):
@@ -624,7 +674,7 @@ def test_every_claim_runs_alone_in_any_order_and_is_reported(tmp_path):
         for name in entry["figures"]:
             assert (out.parent / "results" / f"{claim.id.lower()}{name}.png").stat().st_size > 1000
     text = out.read_text()
-    assert f"{len(CLAIMS) - 3} NOT TESTED, 3 REPORTED" in text or "3 REPORTED" in text
+    assert f"{len(CLAIMS)} NOT TESTED." in text
     assert all(f"## {claim.id}. " in text for claim in CLAIMS) and "not run yet" not in text
     assert "wakes up" in text and "1 trainings, not 3" in text
     out.unlink()
@@ -675,7 +725,8 @@ def test_a_budget_ends_the_run_before_another_claim(tmp_path, monkeypatch, capsy
         begun.append(lab)
         return Finding({}, {}, "a number", [{"a": 1}])
 
-    fast = [replace(CLAIMS[8], run=run), replace(CLAIMS[13], run=run)]
+    fast = [replace(claim, run=run, criteria=(), preconditions=()) for claim in CLAIMS[:2]]
+    monkeypatch.setattr(report, "CLAIMS", fast)
     monkeypatch.setattr("tinyldm.claims.__main__.chosen", lambda only: fast)
     where = {"quick": True, "folder": tmp_path, "device": "cpu"}
     main(ClaimsSettings(budget=1e-9, **where))

@@ -1,15 +1,16 @@
 """The numbers of preconditions that several claims share."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT
+from tinyldm.claims.claim import BASE_GOOD, CONVERGED, COPY_KEPT
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import FASHION, SMALL, BaseArm, ControlArm
+from tinyldm.claims.verdict import Measured, Noise
 from tinyldm.data.dataset import to_float
-from tinyldm.evaluate.metrics import frechet_distance
+from tinyldm.evaluate.metrics import Estimate, frechet_distance
 
 
 def floor(lab: Lab) -> float:
@@ -26,17 +27,22 @@ def base_ratio(lab: Lab) -> float:
     return max(lab.sweep(models, wide=True).fds) / floor(lab)
 
 
-def moved(lab: Lab, arms: Iterable[ControlArm]) -> float:
+def moved(lab: Lab, arms: Sequence[ControlArm]) -> float:
     """The largest movement of a copy that starts as the base's: of all these arms and seeds."""
     return max(lab.moved(arm, seed) for arm in arms for seed in lab.seeds)
 
 
-def common(lab: Lab, arms: Iterable[ControlArm]) -> dict[str, float]:
-    """The numbers of COMMON: is the base good, and are the copies of these arms still copies?"""
+def common(lab: Lab, arms: Sequence[ControlArm]) -> dict[str, float]:
+    """The numbers of COMMON: a good base; arms whose copies are still copies, and that have converged."""
+    return copied(lab, arms) | {CONVERGED.name: last_quarter(lab, arms)}
+
+
+def copied(lab: Lab, arms: Sequence[ControlArm]) -> dict[str, float]:
+    """The first two of these."""
     return {BASE_GOOD.name: base_ratio(lab), COPY_KEPT.name: moved(lab, arms)}
 
 
-def last_quarter(lab: Lab, arms: Iterable[ControlArm]) -> float:
+def last_quarter(lab: Lab, arms: Sequence[ControlArm]) -> float:
     """The largest share of the loss's fall that is made in the last quarter: of all these arms and seeds."""
     return max(lab.last_quarter(arm, seed) for arm in arms for seed in lab.seeds)
 
@@ -54,3 +60,9 @@ def fashion(lab: Lab) -> Lab:
 def small(lab: Lab) -> Lab:
     """The world of claims about bases: at 32 px, where each seed trains its own."""
     return Lab(lab.store, SMALL, lab.machine, lab.seeds) if lab.ground else lab
+
+
+def timed(found: Estimate, rounds: int = 5) -> Measured:
+    """A ratio of times with its interval over rounds; there are no trainings in it."""
+    spread = (found.high - found.low) / (2 * 1.96) * rounds**0.5
+    return Measured(found, Noise(spread, 0.0, rounds, 1))

@@ -62,8 +62,8 @@ class Claim:
 
 BASE_GOOD = Precondition("FD of the base over its floor", high=2)
 COPY_KEPT = Precondition("movement of the copy", high=0.3)
-COMMON = (BASE_GOOD, COPY_KEPT)
 CONVERGED = Precondition("share of the loss's fall in the last quarter", high=0.1)
+COMMON = (BASE_GOOD, COPY_KEPT, CONVERGED)
 
 
 def listed(values: Sequence[float], digits: int = 2) -> str:

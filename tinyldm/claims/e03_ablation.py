@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tinyldm.claims.checks import common, last_quarter, room
+from tinyldm.claims.checks import common, room
 from tinyldm.claims.claim import (
     COMMON,
-    CONVERGED,
     COPY_KEPT,
     Claim,
     Finding,
@@ -37,9 +36,10 @@ Found = Mapping[tuple[str, int], Sweep]  # by edit and number of training images
 
 
 def arm_of(lab: Lab, edit: str, images: int = 0) -> ControlArm:
-    """The arm at that of RATES with the lowest validation loss on seed 0, of those that keep the copy."""
+    """The arm at that of RATES with the lowest validation loss on seed 0; a copy must stay one."""
     arms = [ControlArm(edit=edit, fit=replace(lab.settings.control_fit, lr=lr)) for lr in RATES]
-    kept = [arm for arm in arms if edit == "lite" or lab.moved(arm, 0) <= COPY_KEPT.high]
+    free = edit not in ("zero", "gaussian")  # there is no copy to keep
+    kept = [arm for arm in arms if free or lab.moved(arm, 0) <= COPY_KEPT.high]
     best = min(kept or arms[:1], key=lambda arm: lab.losses(arm, 0)[-1][1])
     return replace(best, images=images)
 
@@ -147,7 +147,6 @@ def run(lab: Lab) -> Finding:
     zero, labels = none["zero", 0], lab.wide.labels["class"]
     checks = {
         **common(lab, [whole["zero"]]),
-        CONVERGED.name: last_quarter(lab, [whole["zero"], whole["lite"]]),
         FOLLOWED: room(zero.ef0s, zero.chs),
         ROOM: lab.panel.accuracy["class"]
         - zero.hits("class", labels[shuffled(len(labels))]).mean().item(),
@@ -161,8 +160,9 @@ def run(lab: Lab) -> Finding:
         found(measured),
         [*none_rows(lab, none, arms), *prompt_rows(lab, shown), *rate_rows(lab)],
         notes=[
-            "The rate of each edit is that of the lowest validation loss on seed 0 of those that "
-            "keep the copy (the last table)",
+            "The rate of each edit is that of the lowest validation loss on seed 0 (the last "
+            "table), for zero and gaussian of those that keep the copy: theirs is bounded by "
+            "that, not by an optimum",
             "The pictures of samples without prompts are of the hints' drawings in the order of "
             "the panel",
         ],
@@ -182,16 +182,12 @@ CLAIM = Claim(
     source="[CN, 4.2 and Fig. 8]",
     criteria=(
         Criterion(
-            OVER_LITE, low=0.03, holds=0.08, fails=-0.01, noise=Noise(0.1, 0.005, 113, 3), same=0.01
+            OVER_LITE, low=0.03, holds=0.08, fails=-0.01, noise=Noise(0.1, 0.004, 113, 3), same=0.01
         ),
         Criterion(PRICE, low=1.1, holds=1.3, fails=0.95, noise=Noise(0.15, 0.02, 20, 3)),
-        Criterion(GAUSSIAN, high=0.03, holds=0.0, fails=0.08, noise=Noise(0.1, 0.005, 113, 3)),
+        Criterion(GAUSSIAN, high=0.03, holds=0.0, fails=0.08, noise=Noise(0.1, 0.004, 113, 3)),
     ),
-    preconditions=(
-        *(*COMMON, CONVERGED),
-        Precondition(FOLLOWED, low=0.1),
-        Precondition(ROOM, low=0.2),
-    ),
+    preconditions=(*COMMON, Precondition(FOLLOWED, low=0.1), Precondition(ROOM, low=0.2)),
     setting="four edits of a ControlNet, each at the best of three rates of AdamW that keep the "
     "copy; on all 6,292 training images, three of them also on 1,000 and 300; gaussian has std 1 "
     "/ sqrt(c_in): the paper gives none; no guidance without a prompt, else guidance 2 in both "

@@ -40,7 +40,7 @@ CLAIM = Claim(
     paper="segmentation IoU .35 against .32 (lite); FID 6.09 base, 15.27 ControlNet, 17.92 lite",
     criteria=(
         Criterion(
-            CLOSER, low=0.01, holds=0.04, fails=-0.01, noise=Noise(0.05, 0.005, 113, 3), same=0.01
+            CLOSER, low=0.01, holds=0.04, fails=-0.01, noise=Noise(0.05, 0.003, 113, 3), same=0.01
         ),
         Criterion(PRICE, low=1.0, holds=1.3, fails=0.8, noise=Noise(0.15, 0.02, 20, 3)),
         Criterion(LITE_PRICE, low=1.0, holds=1.2, fails=0.85, noise=Noise(0.15, 0.02, 20, 3)),

@@ -26,6 +26,10 @@ STYLE, STRANGER = (
 ROOM, TAKEN = "GAIN of the retrained", "colour as asked in B's style"
 
 
+def far_of(meant: float) -> str:
+    return f"distance of B over the {meant:g} that is meant"
+
+
 def of(meant: float) -> str:
     return f"GAIN plugged in over retrained, distance about {meant:g}"
 
@@ -56,11 +60,12 @@ def over(a: Sweep, b: Sweep) -> Measured:
     return a.measure(a.ef0s, a.chs, b.ef0s, b.chs, statistic=gain_of, family=len(JUDGED))
 
 
-def taken(lab: Lab, x: Tensor) -> float:
-    """Share of samples x (n, 3, H, W) whose colour is the asked one after its channels are changed back."""
+def taken(lab: Lab, sweep: Sweep) -> float:
+    """Share of samples whose colour is the asked one after their channels are changed back."""
     label = list(lab.panel.labels)[1]
-    back = rolled(rolled(to_uint8(x))).float() / 127.5 - 1
-    return (lab.panel.judge(back)[1][label] == lab.panel.labels[label]).double().mean().item()
+    back = rolled(rolled(to_uint8(sweep.images))).float() / 127.5 - 1
+    asked = lab.panel.labels[label].repeat(len(sweep.samples))
+    return (lab.panel.judge(back)[1][label] == asked).double().mean().item()
 
 
 class Transferred(NamedTuple):
@@ -84,7 +89,7 @@ def transferred(lab: Lab, own: Sequence[Model], meant: float) -> Transferred:
         "GAIN plugged in": plugged.gain,
         "GAIN retrained on B": retrained.gain,
         "ratio": over(plugged, retrained).estimate,
-        TAKEN: taken(lab, lab.sweep(bases).images[: len(lab.panel)]),
+        TAKEN: taken(lab, lab.sweep(bases)),
     }
     return Transferred(row, plugged, over(plugged, retrained))
 
@@ -96,6 +101,7 @@ def run(lab: Lab) -> Finding:
     rows, drawn_own = [each.row for each in every.values()], lab.sweep(own)
     strange = lab.sweep([a.steered("shuffled channels", shuffled_channels) for a in own])
     checks = common(lab, [ControlArm()]) | {
+        **{far_of(d): every[d].row["distance of B from A"] / d for d in JUDGED},
         STYLE: min(row[TAKEN] for row in rows[1:]),
         STRANGER: over(strange, drawn_own).estimate.mean,
         ROOM: min(row["GAIN retrained on B"].mean for row in rows),
@@ -133,6 +139,7 @@ CLAIM = Claim(
     ),
     preconditions=(
         *COMMON,
+        *(Precondition(far_of(meant), low=0.67, high=1.5) for meant in JUDGED),
         Precondition(STYLE, low=0.5),
         Precondition(STRANGER, high=0.3),
         Precondition(ROOM, low=0.2),

@@ -79,7 +79,7 @@ CLAIM = Claim(
     sentence="The training does not collapse with 1,000 images.",
     source="[CN, 4.4 and Fig. 10]",
     criteria=(
-        Criterion(FOLLOWS, low=0.1, holds=0.3, fails=0.0, noise=Noise(0.25, 0.02, 113, 3)),
+        Criterion(FOLLOWS, low=0.1, holds=0.3, fails=0.0, noise=Noise(0.25, 0.015, 113, 3)),
         Criterion(GOOD, high=1.2, holds=1.0, fails=1.5, noise=Noise(0.15, 0.03, 20, 3)),
     ),
     preconditions=(*COMMON, Precondition(CHANCE, low=-0.1, high=0.1)),
@@ -87,5 +87,5 @@ CLAIM = Claim(
     "fine-tuned as a whole, which sees the hint by concatenation; true captions; the base saw all "
     "images",
     run=run,
-    before="PASS, but weakly: nothing in it could have collapsed",
+    before="PASS, but weakly: no arm was there that might have collapsed",
 )

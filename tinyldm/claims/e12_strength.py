@@ -73,8 +73,8 @@ CLAIM = Claim(
         Criterion(
             name,
             low=0.0,
-            holds=0.04,
-            fails=-0.04,
+            holds=0.05,
+            fails=-0.05,
             noise=Noise(0.06, 0.005, 113, 3),
             family=len(STEPS),
         )

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 
 from tinyldm.benchmark.measure import count_gflop, in_turn, ratio
 from tinyldm.benchmark.steps import FIT, UNET, VAE_PART, Sizes, Step, our_step
-from tinyldm.claims.checks import small
-from tinyldm.claims.claim import Claim, Finding, Row
+from tinyldm.claims.checks import base_ratio, small, timed
+from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, Row
 from tinyldm.claims.lab import Lab, Model
 from tinyldm.claims.settings import BaseArm
+from tinyldm.claims.sweep import fd_ratio
+from tinyldm.claims.verdict import Criterion, Noise
 from tinyldm.data.dataset import to_float
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.vae import VAEConfig
 
 OVER = "pixel over latent with autoencoder"
+FASTER = "seconds of a training step, pixel over latent"
+BETTER = "FD at equal seconds, pixel over latent"
 
 
 class Pixels(nn.Module):
@@ -85,12 +89,14 @@ def run(lab: Lab) -> Finding:
         f"latent, {number} steps: equal steps": lab.models(short),
         f"pixel, {number} steps": [pixel_base(lab, number, seed) for seed in lab.seeds],
     }
-    swept = {name: lab.sweep(models, wide=True) for name, models in arms.items()}
+    swept = {name: lab.sweep(models, learnt=True) for name, models in arms.items()}
     cheaper = [f"{row['resolution']} px" for row in counts if row[OVER] > 1]
     fds = ", ".join(f"{name} {sweep.fd.mean:.1f}" for name, sweep in swept.items())
+    latent, _, pixels = swept.values()
+    measured = {FASTER: timed(speed), BETTER: fd_ratio(pixels, latent)}
     return Finding(
-        {},
-        {},
+        measured,
+        {BASE_GOOD.name: base_ratio(lab)},
         f"a latent step is {speed.mean:.1f} times as fast; FD {fds}",
         [
             *counts,
@@ -112,10 +118,13 @@ CLAIM = Claim(
     sentence="At comparable sizes diffusion in the latent space is at least 2.7 times as fast as "
     "in pixels, with better FID.",
     source="[LDM, 4.5]",
-    criteria=(),
-    preconditions=(),
+    criteria=(
+        Criterion(FASTER, low=2.7, holds=5, fails=1.5, noise=Noise(0.5, 0, 5, 1)),
+        Criterion(BETTER, low=1.0, holds=1.5, fails=0.8, noise=Noise(0.15, 0.03, 20, 3)),
+    ),
+    preconditions=(BASE_GOOD,),
     setting="the same U-Net on 8 x 8 x 4 latents and on 32 x 32 x 3 pixels; three bases of each",
     paper=">= 2.7 times the throughput, with better FID, for inpainting at 256 px",
     run=run,
-    before="the pixel arm was never trained for as many steps",
+    before="only reported: the pixel arm was never trained for as many steps",
 )

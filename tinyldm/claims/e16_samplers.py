@@ -9,12 +9,12 @@ from tinyldm.claims.verdict import Criterion, Noise, Precondition
 
 ARMS = (
     *(("ddim", n, 0.0) for n in (3, 10, 25, 50, 250)),
-    *(("dpm++", n, 0.0) for n in (3, 10, 15, 25)),
-    *(("ddim", 50, 1.0), ("ddpm", 250, 1.0)),
+    *(("dpm++", n, 0.0) for n in (3, 10, 15, 50)),
+    ("ddim", 50, 1.0),
 )
 MANY, FIFTY, FEW = ("ddim", 250, 0.0), ("ddim", 50, 0.0), ("ddim", 3, 0.0)
-DPM = ("dpm++", 15, 0.0)
-ENOUGH, SOLVER = "FD, DDIM 50 over DDIM 250", "FD, DPM-Solver++ 15 over DDIM 250"
+DPM, DPM_MANY = ("dpm++", 15, 0.0), ("dpm++", 50, 0.0)
+ENOUGH, SOLVER = "FD, DDIM 50 over DDIM 250", "FD, DPM-Solver++ 15 over 50"
 SEEN = "FD, DDIM 3 over DDIM 250"
 DRAWN = (("ko-", "ddim", 0.0), ("ks--", "dpm++", 0.0))
 
@@ -24,11 +24,11 @@ def run(lab: Lab) -> Finding:
     models, rows, swept = lab.models(BaseArm()), list[Row](), {}
     for arm in ARMS:
         how: Row = dict(zip(("sampler", "steps", "eta"), arm, strict=True))
-        swept[arm] = lab.sweep(models, wide=True, **how)
+        swept[arm] = lab.sweep(models, learnt=True, **how)
         rows.append({**how, "FD": swept[arm].fd, "KD": swept[arm].kd, "ACC_t": swept[arm].acc})
     measured = {
         ENOUGH: fd_ratio(swept[FIFTY], swept[MANY]),
-        SOLVER: fd_ratio(swept[DPM], swept[MANY]),
+        SOLVER: fd_ratio(swept[DPM], swept[DPM_MANY]),
     }
     checks = {
         BASE_GOOD.name: base_ratio(lab),
@@ -58,8 +58,8 @@ CLAIM = Claim(
         for name in (ENOUGH, SOLVER)
     ),
     preconditions=(BASE_GOOD, Precondition(SEEN, low=1.5)),
-    setting="three bases at 32 px, 2,000 samples of test captions, guidance 2; steps of one "
-    "sampler compared",
+    setting="three bases at 32 px, 2,000 samples of captions of the training split, to which FD "
+    "is taken too, guidance 2; steps of one sampler compared",
     run=run,
     before="FAIL, by comparing an ODE's sampler with an SDE's on a base so poor that fresh noise "
     "mended it, at w = 1; 5 and 15 steps could not be told apart",

@@ -80,7 +80,7 @@ CLAIM = Claim(
     sentence="Text conditioning composes: pairs of attribute and class that were held out of "
     "training are drawn as asked.",
     source="[LDM, 3.3]; our reading",
-    criteria=(Criterion(COMPOSES, low=0.8, holds=1.0, fails=0.4, noise=Noise(0.3, 0.04, 25, 3)),),
+    criteria=(Criterion(COMPOSES, low=0.8, holds=1.0, fails=0.4, noise=Noise(0.3, 0.03, 25, 3)),),
     preconditions=(BASE_GOOD, Precondition(SEES, low=0.1)),
     setting="25 pairs of kind and colour in five rotations; each base at 32 px is trained without "
     f"five of them, and the other four saw those; {SAMPLES} samples a pair; the interval is over "

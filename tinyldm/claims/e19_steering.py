@@ -72,8 +72,8 @@ CLAIM = Claim(
     source="[CN, Fig. 1]",
     criteria=(Criterion(STEERED, low=0.8, holds=0.95, fails=0.5, noise=Noise(0.2, 0.03, 113, 3)),),
     preconditions=(*COMMON, Precondition(CHANCE, high=0.25), Precondition(FOLLOWED, low=0.1)),
-    setting="each hint with the caption of another drawing of its kind in another colour, "
-    "guidance 2; colour is measured without a network",
+    setting="each hint with a caption of its kind in another colour, guidance 2; colour is "
+    "measured without a network",
     run=run,
     before="",
 )

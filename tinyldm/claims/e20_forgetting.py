@@ -11,9 +11,9 @@ from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition, mea
 
 IMAGES = 1_000
 HALVES = {"the half that was trained on": 1, "the other half": 2}
-KEEPS = "class as asked on the other half without a hint, ControlNet less base"
-FORGETS = "class as asked on the other half without a hint, fine-tuned less base"
-BETTER = "class as asked on the other half without a hint, ControlNet less fine-tuned"
+KEEPS = "class as asked on the other half, ControlNet less base"
+FORGETS = "class as asked on the other half, fine-tuned less base"
+BETTER = "class as asked on the other half, ControlNet less fine-tuned"
 
 
 def run(lab: Lab) -> Finding:
@@ -33,15 +33,9 @@ def run(lab: Lab) -> Finding:
     def of(a: tuple[str, str], b: tuple[str, str]) -> Measured:
         return measure(hits(swept[a]) - hits(swept[b]), origins=lab.wide.origins[other])
 
-    empty = {name: (name, "empty") for name in ("ControlNet", "fine-tuned")}
-    measured = {
-        KEEPS: of(empty["ControlNet"], ("base", "none")),
-        BETTER: of(empty["ControlNet"], empty["fine-tuned"]),
-    }
-    checks = {
-        **common(lab, [control]),
-        FORGETS: of(empty["fine-tuned"], ("base", "none")).estimate.mean,
-    }
+    control_edges, tuned_edges = ((name, "edges") for name in ("ControlNet", "fine-tuned"))
+    measured = {KEEPS: of(control_edges, ("base", "none")), BETTER: of(control_edges, tuned_edges)}
+    checks = {**common(lab, [control]), FORGETS: of(tuned_edges, ("base", "none")).estimate.mean}
     rows: list[Row] = [
         {
             "model": name,
@@ -64,13 +58,15 @@ CLAIM = Claim(
     "forgets.",
     source="[CN, 1 and 3.1]",
     criteria=(
-        Criterion(KEEPS, low=-0.05, holds=0.0, fails=-0.15, noise=Noise(0.1, 0.01, 55, 3)),
+        Criterion(KEEPS, low=-0.05, holds=0.0, fails=-0.15, noise=Noise(0.1, 0.005, 55, 3)),
         Criterion(BETTER, low=0.03, holds=0.15, fails=-0.05, noise=Noise(0.15, 0.02, 55, 3)),
     ),
     preconditions=(*COMMON, Precondition(FORGETS, high=-0.05)),
-    setting="1,000 images of every other kind; then captions of the other kinds, with an empty "
-    "hint, so that nothing but text tells what to draw; against the base fine-tuned as a whole on "
-    "the same images, the hint by concatenation",
+    setting="trained on 1,000 images of every other kind; then captions and edges of the other "
+    "kinds, which neither saw with a hint; against the base fine-tuned as a whole on the same "
+    "images, the hint by concatenation. Rows with an empty hint beside: to a network that was "
+    "trained on edges it says that nothing is there. With the control off a ControlNet is the "
+    "base bit for bit",
     run=run,
     before="",
 )

@@ -94,6 +94,8 @@ class Lab:
         judge = load_judge(s.dataset)
         self.panel = Panel(self.data["test"], judge, canny, s.n)
         self.wide = Panel(self.data["test"], judge, canny, s.wide)
+        # of images that a base was trained on: how well it learnt what it was taught
+        self.learnt = Panel(self.data["train"], judge, canny, s.wide)
         captions = self.data["train"].captions.all()
         self.tokenizer = Tokenizer.from_captions(captions, s.text.length)
         self.data_key: Key = {
@@ -106,10 +108,6 @@ class Lab:
         if ground:
             self.tokenizer = load_base(ground).tokenizer
             self.vae_key = {"kind": "vae", **self.data_key, "base": base_checksum(ground)}
-
-    def sizes(self) -> str:
-        """A checksum of the sizes, and of the base that is the ground."""
-        return name_of({"kind": "sizes", "settings": self.settings, "vae": self.vae_key})
 
     # ------------------------------------------------------------ what training needs
 
@@ -165,7 +163,7 @@ class Lab:
     def base_key(self, arm: BaseArm, seed: int) -> Key:
         s, start = self.settings, arm.start and self.base_key(arm.start, seed)
         if self.ground and arm == BaseArm():
-            return {"kind": "ground", "base": base_checksum(self.ground)}
+            return {"kind": "ground", "base": base_checksum(self.ground), **self.data_key}
         parts = {"vae": self.vae_key, "text": s.text, "unet": s.unet, "start": start}
         return self.key_of("base", arm, seed, **parts)
 
@@ -250,12 +248,14 @@ class Lab:
         base = self.base_key(arm.base, seed)
         return self.key_of("control", arm, seed, base=base, hint_widths=self.settings.hint_widths)
 
-    def control(self, arm: ControlArm, seed: int, watch: Watch = lambda *_: None) -> Model:
+    def control(self, arm: ControlArm, seed: int, watch: Watch | None = None) -> Model:
         """The trained ControlNet of an arm, on its base.
 
         `watch` is called every `preview_every` steps of the training; a watched arm must have one.
         """
         base, key = self.base(arm.base, seed), self.control_key(arm, seed)
+        if arm.watched and watch is None and not self.store.has(key):
+            raise ValueError("a watched arm is trained by watch.progress_of")
         model, network = self.new_control(base.ldm, arm.edit, seed)
 
         def train(folder: Path) -> None:
@@ -271,7 +271,7 @@ class Lab:
                 seed=seed,
                 machine=self.machine,
                 validation=() if arm.watched else self.validation(arm),
-                preview=partial(watch, folder, model),
+                preview=partial(watch, folder, model) if watch else lambda step: None,
             )
 
         return model._replace(key=(*base.key, self.trained(key, network, train)))
@@ -303,8 +303,7 @@ class Lab:
         name = self.control(arm, seed).key[-1]
         model = self.untrained(replace(arm, edit="zero"), seed)
         torch.manual_seed(0)
-        with self.machine.autocast():
-            first = noise_loss(model, arm, *self.machine.load(self.validation(arm))).item()
+        first = noise_loss(model, arm, *self.machine.load(self.validation(arm))).item()
         lines = files.read_lines(self.store.folder / name / METRICS)
         found = [(e["step"], e["validation_loss"]) for e in lines if "validation_loss" in e]
         return [(0, first), *found]
@@ -357,15 +356,16 @@ class Lab:
         what: Arm | list[Model],
         prompts: Sequence[str] | None = None,
         wide: bool = False,
+        learnt: bool = False,
         hints: Sequence[Tensor] | None = None,
         **settings: Any,
     ) -> Sweep:
         """Samples of the models of an arm, one per seed, measured; `settings` are those of `sample`.
 
-        Of `panel`, or of `wide`, which FD can decide; by default with the true captions.
+        Of `panel`, or of `wide` or `learnt`, which FD can decide; by default with the true captions.
         """
         models = what if isinstance(what, list) else self.models(what)
-        panel = self.wide if wide else self.panel
+        panel = self.learnt if learnt else self.wide if wide else self.panel
         prompts, samples = prompts or panel.captions, []
         for model in models:
             shown = hints or [panel.hints] * len(model.nets)

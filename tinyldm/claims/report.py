@@ -32,7 +32,9 @@ claim; `make claims` repeats all of it, `python -m tinyldm.claims --only E2` one
 MEASURES = """## How to read it
 
 - **PASS**, **FAIL**: the interval of every quantity that decides lies within, or of one of them outside, the
-  bounds that the claim sets it. **INCONCLUSIVE**: it reaches over a bound. **NOT TESTED**: a
+  bounds that the claim sets it. **INCONCLUSIVE**: it reaches over a bound, or the noise that was found
+  is so large that a simulated world where the claim fails would not fail, or one where it holds would
+  not pass. **NOT TESTED**: a
   precondition is not met, or there were too few trainings. **REPORTED**: there is nothing to
   decide. All are about a model of this size on these data, not about the papers.
 - Criteria and preconditions were committed before the run. Each criterion is tried on simulated
@@ -40,8 +42,9 @@ MEASURES = """## How to read it
   it does not must fail it; `tests/test_claims.py` repeats that.
 - Intervals are 95 % bootstrap intervals over trainings and drawings (all images of one drawing
   are drawn together); where k quantities are judged together, of level 1 - 0.05 / k (Bonferroni).
-  Quantities that are no means, as FD, come in by the jackknife over 20 blocks of drawings,
-  which also takes away most of what FD of few samples is too large by.
+  Quantities that are no means, as FD, come in by the jackknife over 20 blocks of drawings. What the
+  choice of trainings may do comes in by Student's t, whose tails are long for three. Beside FD and
+  KD stand the smallest and the largest training, not an interval.
 - **The seeds** are of trainings on one base, unless a section says otherwise.
 - **EF0**: F1 of the generated image's Canny edges against the hint, no tolerance. **CH**: against the hint of
   another drawing of the same kind: chance. **CE**: of an image after the autoencoder: the ceiling.
@@ -145,7 +148,9 @@ def judged(entry: Entry) -> str:
     for each in entry.claim.criteria:
         found, noise = entry.result.found(each.name), entry.result.noise(each.name)
         right, left = power(each, noise)
-        verdict = each.decide(found) + (", shown to be equal" if each.equal(found) else "")
+        verdict = result.decided(each, entry.result) + (
+            ", shown to be equal" if each.equal(found) else ""
+        )
         rows.append(
             {
                 "quantity": each.name,

@@ -13,12 +13,25 @@ import torch
 from tinyldm.claims.claim import Claim, Finding
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.store import Store
-from tinyldm.claims.verdict import NOT_TESTED, REPORTED, Measured, Noise, together, unmet
+from tinyldm.claims.verdict import (
+    FAIL,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    PASS,
+    REPORTED,
+    Criterion,
+    Measured,
+    Noise,
+    power,
+    together,
+    unmet,
+)
 from tinyldm.evaluate.metrics import Estimate
 from tinyldm.evaluate.tables import plain
 from tinyldm.support import files
 from tinyldm.support.decode import decode
 
+POWER = 0.8  # share of simulated worlds that must be told apart
 REMEDY = "delete it, and run this claim again"
 
 
@@ -58,7 +71,6 @@ class Result:
     notes: list[str]
     lesson: str
     figures: list[str]  # "", "-samples": the images that there are of it
-    settings: str  # a checksum of the sizes that it was found with
     cost: Cost
 
     def found(self, name: str) -> Estimate:
@@ -116,7 +128,6 @@ def result_of(claim: Claim, finding: Finding, lab: Lab, cost: Cost) -> Result:
         finding.notes,
         finding.lesson,
         figures,
-        lab.sizes(),
         cost,
     )
 
@@ -151,10 +162,20 @@ def reasons(claim: Claim, result: Result) -> list[str]:
     return [few] * (len(result.seeds) < claim.seeds) + unmet(claim.preconditions, checks)
 
 
+def decided(criterion: Criterion, result: Result) -> str:
+    """What a criterion says: nothing if, with the noise that was found, it could not have said the opposite.
+
+    A PASS needs that simulated worlds where the claim fails do fail, a FAIL that such where it holds do pass.
+    """
+    said = criterion.decide(result.found(criterion.name))
+    right, left = power(criterion, result.noise(criterion.name))
+    return said if {PASS: left, FAIL: right}.get(said, 1.0) >= POWER else INCONCLUSIVE
+
+
 def verdict(claim: Claim, result: Result) -> str:
     """PASS, FAIL or INCONCLUSIVE; NOT TESTED where a precondition is not met; REPORTED without criteria."""
     if not claim.criteria:
         return REPORTED
     if reasons(claim, result):
         return NOT_TESTED
-    return together([c.decide(result.found(c.name)) for c in claim.criteria])
+    return together([decided(each, result) for each in claim.criteria])

@@ -8,13 +8,23 @@ from torch import Tensor
 HILLS = torch.tensor(
     [1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 ).double()  # exponents; 6 rises from t10 to t90 in .75 t50
+DRIFTS = (
+    0.0,
+    0.25,
+    0.5,
+    1.0,
+)  # rise after the change, in units of it: at least half of it is sudden
 RISES = 0.1  # EF0 that an image must gain to count
 GRID = 40  # half-times tried
 
 
-def steps_of(t: Tensor, at: Tensor) -> Tensor:
-    """0 before each of the change points (m,), then 1: (m, s) of steps t (s,)."""
-    return (t >= at[:, None]).double()
+def steps_of(t: Tensor) -> Tensor:
+    """0 before a change point, half at it, then 1: (m, s) of steps t (s,), for every odd look but the first.
+
+    So two neighbouring change points never look alike to the even looks.
+    """
+    at = t[3:-2:2, None]
+    return (t > at).double() + 0.5 * (t == at)
 
 
 def hill_of(t: Tensor, at: Tensor) -> Tensor:
@@ -22,6 +32,12 @@ def hill_of(t: Tensor, at: Tensor) -> Tensor:
     scaled = t / at[:, None, None].clamp(min=1e-9)  # (m, 1, s)
     power = scaled ** HILLS[:, None]  # (m, 6, s)
     return (power / (1 + power)).flatten(0, 1)
+
+
+def drifting(t: Tensor, shapes: Tensor) -> Tensor:
+    """Shapes (m, s) that go on to rise along a line, up to as much again: (m x 4, s)."""
+    later = t / t[-1]
+    return torch.cat([shapes * (1 + share * later) for share in DRIFTS])
 
 
 def squares(t: Tensor, at: Tensor) -> Tensor:
@@ -46,8 +62,8 @@ def curves(t: Tensor, y: Tensor) -> dict[str, Tensor]:
     grid = torch.linspace(0, 1, GRID + 1).double()[1:] * t[-1]
     vertices = torch.linspace(-1, 2, GRID).double() * t[-1]
     shapes = {
-        "change point": steps_of(t, t[2:-2]),
-        "Hill curve": hill_of(t, grid),
+        "change point": drifting(t, steps_of(t)),
+        "Hill curve": drifting(t, hill_of(t, grid)),
         "parabola": squares(t, vertices),
     }
     return {name: predicted(shape, y) for name, shape in shapes.items()}
@@ -60,8 +76,8 @@ def prefers_jump(t: Tensor, y: Tensor) -> Tensor:
 
 
 def levels(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Where y (s, n) begins (the first twentieth of the steps) and ends (the last quarter), (n,) each."""
-    return y[t <= t[-1] / 20].mean(0), y[t >= 0.75 * t[-1]].mean(0)
+    """Where y (s, n) begins (the first twentieth of the steps) and ends (the last tenth), (n,) each."""
+    return y[t <= t[-1] / 20].mean(0), y[t >= 0.9 * t[-1]].mean(0)
 
 
 def rising(t: Tensor, y: Tensor) -> Tensor:
@@ -79,10 +95,17 @@ def share_made(t: Tensor, y: Tensor) -> Tensor:
 
 
 def time_of(t: Tensor, y: Tensor, share: float) -> float:
-    """The first look at which the mean has made this share of its rise and keeps it for three looks."""
-    made = share_made(t, y) >= share
-    kept = made[:-2] & made[1:-1] & made[2:]
-    return t[int(kept.int().argmax())].item() if kept.any() else float("nan")
+    """When the mean had made this share of its rise, for three looks at least; between looks by a line."""
+    made = share_made(t, y)
+    above = made >= share
+    kept = above[:-2] & above[1:-1] & above[2:]
+    if not kept.any():
+        return float("nan")
+    i = int(kept.int().argmax())
+    if not i:
+        return t[0].item()
+    (a, b), (start, end) = made[i - 1 : i + 1].tolist(), t[i - 1 : i + 1].tolist()
+    return start + (end - start) * min(1.0, max(0.0, (share - a) / max(1e-9, b - a)))
 
 
 def within(t: Tensor, y: Tensor, width: float = 0.25) -> float:
@@ -92,14 +115,22 @@ def within(t: Tensor, y: Tensor, width: float = 0.25) -> float:
     return (made[last] - made).max().clamp(0, 1).item()
 
 
-def simulated(kind: str, t: Tensor, noise: float, images: int, seed: int) -> Tensor:
-    """Curves (s, images) that rise by .3 as a "jump" in a twentieth of t50, a "ramp", or a "quadratic"."""
+def simulated(
+    kind: str, t: Tensor, noise: float, images: int, seed: int, t50: float = 0.0
+) -> Tensor:
+    """Curves (s, images) that rise by .3 about t50, by default a sixth of the steps.
+
+    As a "jump" that comes to all images within a twentieth of t50, a "jump, then a drift", which has a sixth of
+    the rise, a "ramp", a "parabola", or a "Hill curve" (exponent 1.5).
+    """
     draw = torch.Generator().manual_seed(seed)
-    t50 = t[-1] / 6 * (0.95 + 0.1 * torch.rand(images, generator=draw))
-    x = t[:, None].double() / t50
+    centre = t50 or t[-1].item() / 6
+    x = t[:, None].double() / (centre * (0.975 + 0.05 * torch.rand(images, generator=draw)))
     shapes: dict[str, Callable[[Tensor], Tensor]] = {
         "jump": lambda x: (x >= 1).double(),
+        "jump, then a drift": lambda x: (x >= 1) * (0.85 + 0.15 * x / x.max()),
         "ramp": lambda x: (x / 2).clamp(0, 1),
-        "quadratic": lambda x: 1 - (1 - (x / 3.4).clamp(0, 1)) ** 2,
+        "parabola": lambda x: 1 - (1 - (x / 3.4).clamp(0, 1)) ** 2,
+        "Hill curve": lambda x: x**1.5 / (1 + x**1.5),
     }
     return 0.2 + 0.3 * shapes[kind](x) + noise * torch.randn(len(t), images, generator=draw)

@@ -77,6 +77,10 @@ class Store:
         self.trained[folder.name] = sealed.decoded(TRAINED, dict[str, Any])
         return sealed.tensors(WEIGHTS)
 
+    def has(self, key: Key) -> bool:
+        """Was this trained to its end?"""
+        return is_sealed(self.folder / name_of(key))
+
     def keep(self, key: Key, make: Callable[[], Tensor]) -> Tensor:
         """The tensor stored under the key, made if there is none yet."""
         path = self.folder / f"{name_of(key)}.safetensors"

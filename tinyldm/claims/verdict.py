@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ PASS, FAIL, INCONCLUSIVE, NOT_TESTED, REPORTED = (
 )
 SEEDS = 3  # that a verdict needs
 BLOCKS = 20  # of the jackknife
-RESAMPLES = 2000
+RESAMPLES = 4000
 Statistic = Callable[..., Tensor]  # of the means of columns (r,) -> (r,)
 
 
@@ -109,12 +110,13 @@ def measure(
     statistic: Statistic = identity,
     family: int = 1,
     seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Measured:
     """statistic(mean of each column) with its interval at level 1 - 0.05 / family, and the noise.
 
-    Columns (s, n) hold s trainings' values of the same n images. Each resample draws trainings and images
-    anew, all images of one origin (n,) together. Deviations between trainings are stretched by
-    sqrt(s / (s - 1)), since the bootstrap of a few is too narrow by that (Efron & Tibshirani 1993, 5.3).
+    Columns (s, n) hold s trainings' values of the same n images. Each resample draws images anew, all images
+    of one origin (n,) together, and adds what the choice of trainings may do: Student's t of s - 1 degrees
+    of freedom times the standard error between them, since a bootstrap of three has no tails.
     """
     values = torch.stack(columns).double()  # (k, s, n)
     s, n = values.shape[1:]
@@ -123,39 +125,48 @@ def measure(
     counts = group.bincount().double()  # (m,)
     m, draw = len(counts), torch.Generator().manual_seed(seed)
     sums = torch.zeros(len(values), s, m).double().index_add_(2, group, values)
-    weights = drawn(m, draw)  # (r, m)
+    weights = drawn(resamples, m, draw)  # (r, m)
     means = sums @ weights.T / (weights @ counts)  # (k, s, r)
-    over_images = means.mean(1)
-    over_both = torch.einsum("ksr,rs->kr", means, drawn(s, draw)) / s
-    stretch = math.sqrt(s / (s - 1)) if s > 1 else 0.0
-    found = statistic(*(over_images + stretch * (over_both - over_images)))
+    over_images = statistic(*means.mean(1))  # (r,)
+    seeds = statistic(*values.mean(2)).std().item() if s > 1 else 0.0
+    found = over_images + students_t(s - 1, resamples, draw) * seeds / math.sqrt(s)
     tail = 0.025 / family
     low, high = found.quantile(torch.tensor([tail, 1 - tail]).double()).tolist()
-    images = statistic(*over_images).std().item() * math.sqrt(m)
-    seeds = statistic(*values.mean(2)).std().item() if s > 1 else 0.0
     mean = statistic(*values.mean((1, 2))[:, None]).item()
+    images = over_images.std().item() * math.sqrt(m)
     return Measured(Estimate(mean, low, high), Noise(images, seeds, m, s))
 
 
-def drawn(m: int, draw: torch.Generator) -> Tensor:
-    """How often each of m is drawn in m draws with replacement, (RESAMPLES, m)."""
-    picks = torch.randint(m, (RESAMPLES, m), generator=draw)
-    ones = torch.ones(1).double().expand(RESAMPLES, m)
-    return torch.zeros(RESAMPLES, m).double().scatter_add_(1, picks, ones)
+def students_t(degrees: int, resamples: int, draw: torch.Generator) -> Tensor:
+    """Draws (resamples,) of Student's t; 0 without a degree of freedom."""
+    if not degrees:
+        return torch.zeros(resamples).double()
+    normal = torch.randn(1 + degrees, resamples, generator=draw).double()
+    return normal[0] / normal[1:].square().mean(0).sqrt()
+
+
+def drawn(resamples: int, m: int, draw: torch.Generator) -> Tensor:
+    """How often each of m is drawn in m draws with replacement, (resamples, m)."""
+    picks = torch.randint(m, (resamples, m), generator=draw)
+    ones = torch.ones(1).double().expand(resamples, m)
+    return torch.zeros(resamples, m).double().scatter_add_(1, picks, ones)
 
 
 def pseudo_values(statistic: Callable[[Tensor], float], origins: Tensor) -> Tensor:
     """Of a statistic of a whole set of images, which need not be a mean: BLOCKS values that are as its columns.
 
-    B s - (B - 1) s_b: s of all images, s_b without block b (the jackknife: Tukey 1958). `statistic` takes
-    indices (m <= n); images of one origin (n,) are in one block.
+    s + (B - 1) (mean s_b - s_b): s of all images, s_b without block b (the jackknife's pseudo-values, Tukey
+    1958, about s, since leaving out drawings that the reference has too is no bias of order 1 / n to be taken
+    away). `statistic` takes indices (m <= n); images of one origin (n,) are in one block.
     """
     group = origins.unique(return_inverse=True)[1]
     mixed = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
     block = mixed[group] % BLOCKS
     whole = statistic(torch.arange(len(origins)))
-    parts = [statistic((block != b).nonzero()[:, 0]) for b in block.unique().tolist()]
-    return torch.tensor([len(parts) * whole - (len(parts) - 1) * part for part in parts]).double()
+    parts = torch.tensor(
+        [statistic((block != b).nonzero()[:, 0]) for b in block.unique().tolist()]
+    ).double()
+    return whole + (len(parts) - 1) * (parts.mean() - parts)
 
 
 def simulated(criterion: Criterion, effect: float, noise: Noise, seed: int) -> str:
@@ -163,11 +174,14 @@ def simulated(criterion: Criterion, effect: float, noise: Noise, seed: int) -> s
     draw = torch.Generator().manual_seed(seed)
     images = noise.images * torch.randn(1, noise.n, generator=draw)
     trainings = noise.seeds * torch.randn(noise.trainings, 1, generator=draw)
-    found = measure(effect + images + trainings, family=criterion.family, seed=seed)
+    found = measure(
+        effect + images + trainings, family=criterion.family, seed=seed + 10**6, resamples=1000
+    )
     return criterion.decide(found.estimate)
 
 
-def power(criterion: Criterion, noise: Noise, draws: int = 50) -> tuple[float, float]:
+@lru_cache
+def power(criterion: Criterion, noise: Noise, draws: int = 40) -> tuple[float, float]:
     """How often a world where the claim holds passes, and how often one where it fails does fail."""
     worlds = (criterion.holds, PASS), (criterion.fails, FAIL)
     right, left = (
