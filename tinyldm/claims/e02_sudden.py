@@ -1,5 +1,6 @@
 """E2: does control grow, or switch on within a few steps?"""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from tinyldm.claims import shape_of_rise
 from tinyldm.claims.cascade import cascade
-from tinyldm.claims.checks import base_ratio, copied, fashion
-from tinyldm.claims.claim import BASE_GOOD, COPY_KEPT, Claim, Finding, Plot, Row, found, listed
+from tinyldm.claims.checks import base_ratio, fashion
+from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, Plot, Row, found, listed
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
 from tinyldm.claims.shape_of_rise import (
@@ -28,8 +29,10 @@ from tinyldm.evaluate.tables import table
 PREFER = "share of rising images that a change point predicts best"
 WITHIN = "largest share of the mean's rise within 0.25 t50"
 JUMPS, SMOOTH = "simulated jumps seen as jumps", "simulated smooth rises seen as jumps"
+COPY = "movement of the copy at t50"
 PLATEAU, RISEN = "share of the mean's rise in the last quarter", "share of images that rise"
-FASHION_RATE = 1e-3
+RATE = 1e-3  # that is judged; the trainings of E1, at half of it, stand beside
+EVERY = 6  # steps between looks: less than 0.02 t50
 STRIP = (0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.6, 2.5)  # steps over the change point
 
 
@@ -75,6 +78,18 @@ def judged(curves: Sequence[Curve]) -> dict[str, Measured]:
     }
 
 
+def movement_at(lab: Lab, seed: int, arm: ControlArm, step: float) -> float:
+    """How far the copy had moved at the look nearest to a step; nan where nobody looked."""
+    near = min(progress_of(lab, seed, arm), key=lambda line: abs(line["step"] - step))
+    return near["moved"].item() if "moved" in near else math.nan
+
+
+def judged_arm(lab: Lab) -> ControlArm:
+    """The training that is judged."""
+    every = min(EVERY, lab.settings.control_fit.preview_every)
+    return watched(lab, lr=RATE, preview_every=every)
+
+
 def row_of(seed: int, arm: ControlArm, lab: Lab, found: Curve) -> Row:
     t, y = images_of(found)
     rises, samples = rising(t, y), found[1].flatten(1)
@@ -92,7 +107,8 @@ def row_of(seed: int, arm: ControlArm, lab: Lab, found: Curve) -> Row:
         .mean()
         .item(),
         WITHIN: within(t, y),
-        "movement of the copy": lab.moved(arm, seed),
+        COPY: movement_at(lab, seed, arm, t50),
+        "at the end": lab.moved(arm, seed),
         "EF0 first": y[0].mean().item(),
         "EF0 last": y[-5:].mean().item(),
     }
@@ -149,7 +165,7 @@ def plots(curves: Sequence[Curve]) -> list[Plot]:
 
 
 def run(lab: Lab) -> Finding:
-    arm = watched(lab)
+    arm, slower = judged_arm(lab), watched(lab)
     curves = [curve(lab, seed, arm) for seed in lab.seeds]
     seen = [images_of(each) for each in curves]
     (t, y), *_ = seen
@@ -157,14 +173,16 @@ def run(lab: Lab) -> Finding:
     first = cascade(lab)
     noise = max(wobble(y) for _, y in seen)
     checks = controls(t, noise, y.shape[1], time_of(t, y, 0.5))
+    other, every = fashion(lab), list(zip(lab.seeds, curves, strict=True))
     checks |= {
-        **copied(lab, [arm]),
+        BASE_GOOD.name: base_ratio(lab),
+        COPY: max(movement_at(lab, s, arm, time_of(*images_of(each), 0.5)) for s, each in every),
         PLATEAU: max(late(*each) for each in seen),
         RISEN: min(rising(*each).double().mean().item() for each in seen),
     }
-    rows = [row_of(s, arm, lab, each) for s, each in zip(lab.seeds, curves, strict=True)]
-    other = fashion(lab)
-    brief = watched(other, lr=FASHION_RATE, steps=min(1000, lab.fit_of(arm).steps))
+    brief = watched(other, lr=RATE, steps=min(1000, lab.fit_of(arm).steps))
+    rows = [row_of(s, arm, lab, each) for s, each in every]
+    rows += [row_of(s, slower, lab, curve(lab, s, slower)) for s in lab.seeds]
     rows.append(row_of(0, brief, other, curve(other, 0, brief)))
     return Finding(
         measured,
@@ -201,15 +219,16 @@ CLAIM = Claim(
         Criterion(WITHIN, low=0.7, holds=0.95, fails=0.25, noise=Noise(0.2, 0.05, 20, 3)),
     ),
     preconditions=(
-        *(BASE_GOOD, COPY_KEPT),
+        *(BASE_GOOD, Precondition(COPY, high=0.3)),
         Precondition(PLATEAU, high=0.1),
         Precondition(RISEN, low=0.5),
         Precondition(JUMPS, low=0.8),
         Precondition(SMOOTH, high=0.2),
     ),
-    setting="AdamW at a constant rate of 5e-4, batch 16, t drawn evenly, raw weights, 2,000 "
-    "steps; 64 drawings never seen, 4 z_T each, true captions, no guidance; a look every 8 steps "
-    "up to 1,080, then every 80",
+    setting=f"AdamW at a constant rate of {RATE:g}, batch 16, t drawn evenly, raw weights, 2,000 "
+    "steps; 64 drawings never seen, 4 z_T each, true captions, no guidance; a look every 6 steps "
+    "up to 840, then every 80. At half of that rate, where this was run first, the mean still "
+    "makes 13 % of its rise in the last quarter: those trainings stand beside",
     run=run,
     before="FAIL by a median sharpness (t90 - t10) / t50 of 0.9 to 1.1 where under 0.5 was asked. "
     "With the noise of that run an exact jump scores 0.73 to 0.91 and a parabola 1.25: nothing "

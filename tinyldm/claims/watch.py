@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyldm.claims.lab import Lab, Model
+from tinyldm.claims.lab import Lab, Model, distance
 from tinyldm.claims.settings import ControlArm
 from tinyldm.support import files
+from tinyldm.training.settings import FitSettings
 
 SHOWN = 12  # drawings in pictures
 CONSTANT: dict[str, Any] = {"lr": 5e-4, "lr_scheduler": "constant"}
-EVERY, DENSE, SPARSE = 8, 1080, 80  # a look every EVERY steps up to DENSE, then every SPARSE
+EVERY, DENSE, SPARSE = 8, 840, 80  # a look every EVERY steps up to DENSE, then every SPARSE
 MOMENTS = (56, 120, 240, 480, 960, 2000)  # steps whose weights are kept, for FD
 
 
@@ -34,13 +35,19 @@ def watched_images(lab: Lab) -> Tensor:
     return torch.tensor([*first.values()][: lab.settings.panel])
 
 
-def wanted(step: int, last: int) -> bool:
+def movement(model: Model) -> float:
+    """How far the copy is from the base's encoder, |copy - base| / |base|."""
+    encoder = model.nets[0].encoder  # type: ignore[attr-defined]
+    return distance(model.ldm.unet.encoder, encoder)
+
+
+def wanted(step: int, fit: FitSettings) -> bool:
     """Is this step one to look at?"""
-    return step <= DENSE or step % SPARSE == 0 or step == last
+    return step <= DENSE or step % SPARSE < fit.preview_every or step == fit.steps
 
 
 def progress_of(lab: Lab, seed: int, arm: ControlArm) -> list[dict]:
-    """Look by look during a training: its step, x of the first images, and EF0 (images, noises).
+    """Look by look during a training: its step, x of the first images, EF0 (images, noises), movement ().
 
     The hints, captions and z_T are always the same; samples are of true captions without guidance. From
     step 0, before any training, on.
@@ -53,10 +60,10 @@ def progress_of(lab: Lab, seed: int, arm: ControlArm) -> list[dict]:
         x = lab.sample(model, captions, [hints.repeat(noises, 1, 1, 1)], guidance=1.0, steps=6)
         panel = lab.wide
         ef0 = panel.edge_f1(x, hints.repeat(noises, 1, 1, 1)).unflatten(0, (noises, -1)).T
-        return {"x": x[:SHOWN], "ef0": ef0.contiguous()}
+        return {"x": x[:SHOWN], "ef0": ef0.contiguous(), "moved": torch.tensor(movement(model))}
 
     def look(folder: Path, model: Model, step: int) -> None:
-        if wanted(step, fit.steps):
+        if wanted(step, fit):
             files.write_tensors(folder / f"step-{step:05d}.safetensors", seen(model))
         if step in (*MOMENTS, fit.steps) and isinstance(net := model.nets[0], nn.Module):
             files.write_tensors(folder / f"weights-{step:05d}.safetensors", net.state_dict())
