@@ -15,6 +15,7 @@ from conftest import small_controlnet, small_inputs, small_unet
 from tinyldm.benchmark.steps import Sizes, our_step
 from tinyldm.claims import arms, e02_sudden, e09_overhead, report, result, shape_of_rise, store
 from tinyldm.claims import lab as lab_module
+from tinyldm.claims import verdict as verdict_module
 from tinyldm.claims.__main__ import ClaimsSettings, chosen, main, timed
 from tinyldm.claims.all import CLAIMS, IMPORTANCE
 from tinyldm.claims.arms import ConcatUNet, ScaledUNet, gaussian, just_hint, lite, random_copy
@@ -672,8 +673,9 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
-def test_every_claim_runs_alone_in_any_order_and_is_reported(tmp_path):
+def test_every_claim_runs_alone_in_any_order_and_is_reported(tmp_path, monkeypatch):
     """Last claim first; each finding is a file, and the report is written from all of them."""
+    monkeypatch.setattr(verdict_module, "BLOCKS", 3)
     out = tmp_path / "out" / "RESULTS.md"
     for claim in reversed(CLAIMS):
         folder = tmp_path / "arms"
