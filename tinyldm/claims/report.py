@@ -59,9 +59,10 @@ MEASURES = """## How to read it
 - Hints and captions are of drawings that no network here has seen. Sample pictures are the first
   ones, not chosen, unless it is said how."""
 
-WITHDRAWN = """The first edition of this report ran 18 claims on small bases of Fashion-MNIST, and printed 11 FAIL.
-Its measures were right, its settings were not the claims'. Its verdicts are withdrawn, and with them the
-lesson "When the rise comes", whose t50 was relative to where a cosine ended."""
+WITHDRAWN = """The first edition of this report ran 18 claims on small bases of Fashion-MNIST, and
+printed 11 FAIL. Its measures were right, its settings were not the claims'. Its verdicts are
+withdrawn, and with them the lesson "When the rise comes", whose t50 was relative to where a cosine
+ended."""
 
 NOT_HERE = """## What the small world cannot say
 
