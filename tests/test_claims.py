@@ -576,7 +576,7 @@ def test_a_watched_training_is_seen_from_before_its_first_step(tmp_path):
 
 def test_a_panel_of_more_images_than_there_are_has_each_again():
     test = load_once("shapes", "test", limit=10)
-    panel = Panel(test, load_judge("shapes"), canny, 25)
+    panel = Panel(test, load_judge("shapes"), canny, 25, repeated=True)
     assert len(panel) == 25 and len(panel.origins.unique()) == 10
     assert torch.equal(panel.hints[:10], panel.hints[10:20])
     assert (panel.origins[panel.strangers] != panel.origins).all()

@@ -93,9 +93,9 @@ class Lab:
         self.data = {split: load(s.dataset, split, s.resolution, None, s.limit) for split in SPLITS}
         judge = load_judge(s.dataset)
         self.panel = Panel(self.data["test"], judge, canny, s.n)
-        self.wide = Panel(self.data["test"], judge, canny, s.wide)
+        self.wide = Panel(self.data["test"], judge, canny, s.wide, repeated=True)
         # of images that a base was trained on: how well it learnt what it was taught
-        self.learnt = Panel(self.data["train"], judge, canny, s.wide)
+        self.learnt = Panel(self.data["train"], judge, canny, s.wide, repeated=True)
         captions = self.data["train"].captions.all()
         self.tokenizer = Tokenizer.from_captions(captions, s.text.length)
         self.data_key: Key = {

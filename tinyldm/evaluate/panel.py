@@ -33,7 +33,7 @@ class Sampled:
 class Panel:
     """n images of a test split, chosen by the seed, with what samples are measured by.
 
-    More than it has are each of them again: samples of one hint differ by their noise.
+    If there are fewer, all of them, or `repeated`: samples of one hint differ by their noise.
     """
 
     def __init__(
@@ -43,9 +43,10 @@ class Panel:
         condition: Callable[[Tensor], Tensor],
         n: int,
         seed: int = 0,
+        repeated: bool = False,
     ):
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
-        order = order.repeat(-(-n // len(test)))
+        order = order.repeat(-(-n // len(test))) if repeated else order
         self.data, self.judge, self.condition = test.subset(order[:n]), judge, condition
         self.hints = condition(self.data.images)  # bool (n, 1, H, W)
         self.captions = self.data.captions.full()
