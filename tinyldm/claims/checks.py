@@ -11,6 +11,7 @@ from tinyldm.claims.settings import FASHION, SMALL, BaseArm, ControlArm
 from tinyldm.claims.verdict import Measured, Noise
 from tinyldm.data.dataset import to_float
 from tinyldm.evaluate.metrics import Estimate, frechet_distance
+from tinyldm.evaluate.panel import Panel
 
 
 def floor(lab: Lab) -> float:
@@ -24,7 +25,7 @@ def floor(lab: Lab) -> float:
 def base_ratio(lab: Lab) -> float:
     """FD of the worst base over the floor."""
     models = [lab.base(BaseArm(), 0)] if lab.ground else lab.models(BaseArm())
-    return max(lab.sweep(models, wide=True).fds) / floor(lab)
+    return max(lab.sweep(models, panel=lab.wide).fds) / floor(lab)
 
 
 def moved(lab: Lab, arms: Sequence[ControlArm]) -> float:
@@ -60,6 +61,12 @@ def fashion(lab: Lab) -> Lab:
 def small(lab: Lab) -> Lab:
     """The world of claims about bases: at 32 px, where each seed trains its own."""
     return Lab(lab.store, SMALL, lab.machine, lab.seeds) if lab.ground else lab
+
+
+def learnt(lab: Lab) -> Panel:
+    """As `wide`, of images that a base was trained on: how well it learnt what it was taught."""
+    data, n = lab.data["train"], lab.settings.wide
+    return Panel(data, lab.panel.judge, lab.panel.condition, n, repeated=True)
 
 
 def timed(found: Estimate, rounds: int = 5) -> Measured:

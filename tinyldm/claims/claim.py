@@ -9,7 +9,6 @@ from torch import Tensor
 from tinyldm.claims.lab import Arm, Lab
 from tinyldm.claims.sweep import Sweep
 from tinyldm.claims.verdict import Criterion, Measured, Precondition
-from tinyldm.evaluate.metrics import Estimate
 from tinyldm.evaluate.panel import prompt_settings
 
 Row = dict[str, Any]  # heading -> value; Estimates are shown with their intervals
@@ -97,11 +96,6 @@ def where(rows: Sequence[Row], **values: object) -> list[Row]:
 def line(rows: Sequence[Row], x: str, y: str, style: str = "ko-", label: str = "") -> Line:
     """One column of a table over another, for a figure."""
     return style, label, column(rows, x), column(rows, y)
-
-
-def rates(measured: Mapping[str, Measured]) -> dict[str, Estimate]:
-    """The quantities with their intervals, as columns of a row."""
-    return {name: each.estimate for name, each in measured.items()}
 
 
 def under_prompts(

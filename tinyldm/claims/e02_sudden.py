@@ -1,6 +1,5 @@
 """E2: does control grow, or switch on within a few steps?"""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -29,6 +28,7 @@ from tinyldm.evaluate.tables import table
 PREFER = "share of rising images that a change point predicts best"
 WITHIN = "largest share of the mean's rise within 0.25 t50"
 JUMPS, SMOOTH = "simulated jumps seen as jumps", "simulated smooth rises seen as jumps"
+SUDDEN, GRADUAL = ("jump", "jump, then a drift"), ("ramp", "parabola", "Hill curve")  # worlds
 COPY = "movement of the copy at t50"
 PLATEAU, RISEN = "share of the mean's rise in the last quarter", "share of images that rise"
 RATE, STEPS = 1e-3, 4000  # that are judged; the trainings of E1, at half the rate, stand beside
@@ -45,9 +45,6 @@ def wobble(y: Tensor) -> float:
     """Standard deviation of the looks (s, n) about their curves, from second differences at the dense ones."""
     second = y[:100].diff(n=2, dim=0)
     return (second.square().mean() / 6).sqrt().item()
-
-
-SUDDEN, GRADUAL = ("jump", "jump, then a drift"), ("ramp", "parabola", "Hill curve")
 
 
 def controls(t: Tensor, noise: float, n: int, t50: float) -> dict[str, float]:
@@ -78,10 +75,9 @@ def judged(curves: Sequence[Curve]) -> dict[str, Measured]:
     }
 
 
-def movement_at(lab: Lab, seed: int, arm: ControlArm, step: float) -> float:
+def movement_at(seen: Curve, step: float) -> float:
     """How far the copy had moved at the look nearest to a step; nan where nobody looked."""
-    near = min(progress_of(lab, seed, arm), key=lambda line: abs(line["step"] - step))
-    return near["moved"].item() if "moved" in near else math.nan
+    return seen.moved[(seen.t - step).abs().argmin()].item()
 
 
 def judged_arm(lab: Lab) -> ControlArm:
@@ -108,7 +104,7 @@ def row_of(seed: int, arm: ControlArm, lab: Lab, found: Curve) -> Row:
         .mean()
         .item(),
         WITHIN: within(t, y),
-        COPY: movement_at(lab, seed, arm, t50),
+        COPY: movement_at(found, t50),
         "at the end": lab.moved(arm, seed),
         "EF0 first": y[0].mean().item(),
         "EF0 last": y[-5:].mean().item(),
@@ -174,15 +170,15 @@ def run(lab: Lab) -> Finding:
     first = cascade(lab)
     noise = max(wobble(y) for _, y in seen)
     checks = controls(t, noise, y.shape[1], time_of(t, y, 0.5))
-    other, every = fashion(lab), list(zip(lab.seeds, curves, strict=True))
+    other = fashion(lab)
     checks |= {
         BASE_GOOD.name: base_ratio(lab),
-        COPY: max(movement_at(lab, s, arm, time_of(*images_of(each), 0.5)) for s, each in every),
+        COPY: max(movement_at(each, time_of(*images_of(each), 0.5)) for each in curves),
         PLATEAU: max(late(*each) for each in seen),
         RISEN: min(rising(*each).double().mean().item() for each in seen),
     }
     brief = watched(other, lr=RATE, steps=min(1000, lab.fit_of(arm).steps))
-    rows = [row_of(s, arm, lab, each) for s, each in every]
+    rows = [row_of(s, arm, lab, each) for s, each in zip(lab.seeds, curves, strict=True)]
     rows += [row_of(s, slower, lab, curve(lab, s, slower)) for s in lab.seeds]
     rows.append(row_of(0, brief, other, curve(other, 0, brief)))
     return Finding(

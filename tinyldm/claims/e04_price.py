@@ -15,15 +15,16 @@ PRICE, LITE_PRICE = "FD, zero over base", "FD, lite over zero"
 
 
 def run(lab: Lab) -> Finding:
-    draw = partial(lab.sweep, wide=True)
-    base = draw([lab.base(BaseArm(), seed) for seed in lab.seeds])
-    zero, lite = (draw(arm_of(lab, edit)) for edit in ("zero", "lite"))
+    draw = partial(lab.sweep, panel=lab.wide)
+    base = draw(BaseArm())
+    arm = arm_of(lab, "zero")
+    zero, lite = draw(arm), draw(arm_of(lab, "lite"))
     measured = {
         CLOSER: zero.measure(zero.ef0s - lite.ef0s),
         PRICE: fd_ratio(zero, base),
         LITE_PRICE: fd_ratio(lite, zero),
     }
-    checks = {**common(lab, [arm_of(lab, "zero")]), FOLLOWED: (zero.ef0s - base.ef0s).mean().item()}
+    checks = {**common(lab, [arm]), FOLLOWED: (zero.ef0s - base.ef0s).mean().item()}
     rows = [
         {"arm": name, "EF0": s.ef0, "GAIN": s.gain, "FD": s.fd, "KD": s.kd, "ACC_t": s.acc}
         for name, s in {"base": base, "zero": zero, "lite": lite}.items()

@@ -15,8 +15,8 @@ FOLLOWED = "EF0 less chance, half dropped, without prompt"
 
 def run(lab: Lab) -> Finding:
     arms = {share: ControlArm(caption_drop=share) for share in SHARES}
-    none = {s: lab.sweep(arm, [""] * len(lab.wide), wide=True) for s, arm in arms.items()}
-    true = {s: lab.sweep(arm, wide=True) for s, arm in arms.items()}
+    none = {s: lab.sweep(arm, [""] * len(lab.wide), panel=lab.wide) for s, arm in arms.items()}
+    true = {s: lab.sweep(arm, panel=lab.wide) for s, arm in arms.items()}
 
     def difference(of: dict[float, Sweep]) -> Measured:
         return of[0.5].measure(of[0.5].hits("class") - of[0.0].hits("class"))

@@ -53,7 +53,7 @@ def sweep_of(lab: Lab, rule: Rule, guidance: float, seeds: Sequence[int]) -> Swe
 
     name = "list" if rule is list else rule.__name__
     models = [lab.control(ControlArm(), seed).steered(name, ruled) for seed in seeds]
-    how: Row = {"guidance": guidance, "control_passes": "prompted", "wide": True}
+    how: Row = {"guidance": guidance, "control_passes": "prompted", "panel": lab.wide}
     return lab.sweep(models, [""] * len(lab.wide), **how)
 
 
@@ -71,7 +71,7 @@ def judged_at(lab: Lab, both: Sweep) -> float:
 
 
 def run(lab: Lab) -> Finding:
-    both = lab.sweep(ControlArm(), [""] * len(lab.wide), wide=True)
+    both = lab.sweep(ControlArm(), [""] * len(lab.wide), panel=lab.wide)
     judged = judged_at(lab, both)
     seeds = {w: lab.seeds if w == judged else lab.seeds[:1] for w in GUIDANCE}
     swept = {(r, w): sweep_of(lab, RULES[r], w, seeds[w]) for r in RULES for w in GUIDANCE}

@@ -10,11 +10,11 @@ from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.hints import silhouette
 from tinyldm.claims.lab import ControlFn, Lab, Model
 from tinyldm.claims.settings import BaseArm, ControlArm
-from tinyldm.claims.sweep import shuffled
+from tinyldm.claims.sweep import shuffled, stacked
 from tinyldm.claims.verdict import Criterion, Noise, Precondition, measure
 from tinyldm.data.conditions import canny
 from tinyldm.data.dataset import to_uint8
-from tinyldm.evaluate.metrics import edge_f1
+from tinyldm.evaluate.metrics import edge_f1, gain
 
 CONDITIONS = ("canny", "silhouette")
 ARMS = {"edges alone": [0], "silhouette alone": [1], "both, added": [0, 1], "none": []}
@@ -65,10 +65,6 @@ def scores(lab: Lab, x: Tensor, hints: list[Tensor]) -> dict[str, Tensor]:
     return {F1: edge_f1(edges & at, hints[0] & at), IOU: iou(mask & ~at, hints[1] & ~at)}
 
 
-def kept(both: Tensor, alone: Tensor, none: Tensor) -> Tensor:
-    return (both - none) / (alone - none)
-
-
 def run(lab: Lab) -> Finding:
     other = silhouette(lab.panel.data.images)[shuffled(len(lab.panel), seed=1)]
     hints = [lab.panel.hints, other]
@@ -76,14 +72,14 @@ def run(lab: Lab) -> Finding:
     seen = {arm: [scores(lab, each, hints) for each in x[arm]] for arm in ARMS}
 
     def columns(arm: str, name: str) -> Tensor:
-        return torch.stack([score[name] for score in seen[arm]]).double()
+        return stacked([score[name] for score in seen[arm]])
 
     solo = {F1: "edges alone", IOU: "silhouette alone"}
     measured, checks = {}, common(lab, [ControlArm(condition=c) for c in CONDITIONS])
     for name, arm in solo.items():
-        parts = [columns(each, name) for each in ("both, added", arm, "none")]
-        measured[KEPT[name]] = measure(*parts, origins=lab.panel.origins, statistic=kept)
-        checks[ALONE[name]] = (parts[1] - parts[2]).mean().item()
+        both, none, alone = (columns(each, name) for each in ("both, added", "none", arm))
+        measured[KEPT[name]] = measure(both, none, alone, origins=lab.panel.origins, statistic=gain)
+        checks[ALONE[name]] = (alone - none).mean().item()
     rows: list[Row] = [
         {"arm": arm}
         | {

@@ -12,7 +12,7 @@ from tinyldm.claims.claim import COMMON, Claim, Finding, Plot, Row, column, foun
 from tinyldm.claims.hints import rolled
 from tinyldm.claims.lab import ControlFn, Lab, Model, distance
 from tinyldm.claims.settings import BaseArm, ControlArm
-from tinyldm.claims.sweep import Sweep
+from tinyldm.claims.sweep import Sweep, net_ratio
 from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition
 from tinyldm.data.dataset import to_uint8
 
@@ -51,13 +51,9 @@ def shuffled_channels(net: ControlFn) -> ControlFn:
     return residuals
 
 
-def gain_of(ef0: Tensor, ch: Tensor, own: Tensor, own_ch: Tensor) -> Tensor:
-    return (ef0 - ch) / (own - own_ch)
-
-
 def over(a: Sweep, b: Sweep) -> Measured:
     """GAIN of one over GAIN of the other; the ceiling cancels."""
-    return a.measure(a.ef0s, a.chs, b.ef0s, b.chs, statistic=gain_of, family=len(JUDGED))
+    return a.measure(a.ef0s, a.chs, b.ef0s, b.chs, statistic=net_ratio, family=len(JUDGED))
 
 
 def taken(lab: Lab, sweep: Sweep) -> float:

@@ -46,8 +46,8 @@ def row_of(lab: Lab, arm: ControlArm, sweep: Sweep, base: Sweep) -> Row:
 
 
 def run(lab: Lab) -> Finding:
-    draw = partial(lab.sweep, wide=True)
-    base = draw([lab.base(BaseArm(), seed) for seed in lab.seeds])
+    draw = partial(lab.sweep, panel=lab.wide)
+    base = draw(BaseArm())
     arms = [ControlArm(images=size) for size in SIZES]
     arms += [ControlArm(images=size, edit="fine-tuned") for size in TUNED]
     swept = {arm: draw(arm) for arm in arms}

@@ -65,7 +65,7 @@ def run(lab: Lab) -> Finding:
         ("whole", panel.hints),
         ("30 % of the edges", broken(panel.hints, MISSING)),
     ):
-        sweep = lab.sweep(arm, [""] * len(panel), wide=True, hints=[hints])
+        sweep = lab.sweep(arm, [""] * len(panel), panel=panel, hints=[hints])
         swept = swept or sweep
         row = {"hints": name, "ACC_e without prompt": sweep.acc}
         rows.append({**row, "CNN on edges": sweep.measure(right(hints)).estimate})

@@ -43,7 +43,7 @@ def long_arm(lab: Lab, batch: int) -> ControlArm:
 def t50_columns(curves: list[Curve]) -> Tensor:
     """log t50 as columns (s, blocks) of drawings."""
     columns = []
-    for t, ef0 in curves:
+    for t, ef0, _ in curves:
         y = ef0.mean(2)
         n = torch.arange(y.shape[1])
         of = lambda i, t=t, y=y: torch.tensor(time_of(t, y[:, i], 0.5)).clamp(min=1).log().item()  # noqa: E731
@@ -73,7 +73,7 @@ def run(lab: Lab) -> Finding:
             "EF0 at the end": ef0[-3:].mean().item(),
         }
         for b in BATCHES
-        for s, (t, ef0) in zip(lab.seeds, curves[b], strict=True)
+        for s, (t, ef0, _) in zip(lab.seeds, curves[b], strict=True)
     ]
     rows += [
         {
@@ -87,14 +87,14 @@ def run(lab: Lab) -> Finding:
         for b, s in ((LARGE, large), (SMALL, small))
     ]
     late = (
-        torch.tensor([time_of(t, ef0.mean(2), 0.9) for t, ef0 in curves[64]]).max().item()
+        torch.tensor([time_of(t, ef0.mean(2), 0.9) for t, ef0, _ in curves[64]]).max().item()
     )  # nan stays
     checks = {BASE_GOOD.name: base_ratio(lab), LATE: late / lab.fit_of(long_arm(lab, LARGE)).steps}
     drawn = {4: "k:", 16: "k--", 64: "k-"}
     lines = [
         (style, f"batch {b}", t, share_made(t, ef0.mean(2)))
         for b, style in drawn.items()
-        for t, ef0 in curves[b][:1]
+        for t, ef0, _ in curves[b][:1]
     ]
     return Finding(
         measured,

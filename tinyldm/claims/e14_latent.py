@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tinyldm.benchmark.measure import count_gflop, in_turn, ratio
 from tinyldm.benchmark.steps import FIT, UNET, VAE_PART, Sizes, Step, our_step
-from tinyldm.claims.checks import base_ratio, small, timed
+from tinyldm.claims.checks import base_ratio, learnt, small, timed
 from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, Row
 from tinyldm.claims.lab import Lab, Model
 from tinyldm.claims.settings import BaseArm
@@ -75,6 +75,7 @@ def compute(lab: Lab, resolution: int) -> Row:
 
 def run(lab: Lab) -> Finding:
     lab = small(lab)
+    panel = learnt(lab)
     s = lab.settings
     seconds = in_turn(steps_at(lab, s.resolution, **FIT), 5, "E14")
     speed = ratio(seconds["pixel"], seconds["latent"])
@@ -89,7 +90,7 @@ def run(lab: Lab) -> Finding:
         f"latent, {number} steps: equal steps": lab.models(short),
         f"pixel, {number} steps": [pixel_base(lab, number, seed) for seed in lab.seeds],
     }
-    swept = {name: lab.sweep(models, learnt=True) for name, models in arms.items()}
+    swept = {name: lab.sweep(models, panel=panel) for name, models in arms.items()}
     cheaper = [f"{row['resolution']} px" for row in counts if row[OVER] > 1]
     fds = ", ".join(f"{name} {sweep.fd.mean:.1f}" for name, sweep in swept.items())
     latent, _, pixels = swept.values()

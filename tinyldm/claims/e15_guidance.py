@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tinyldm.claims.checks import base_ratio, small
+from tinyldm.claims.checks import base_ratio, learnt, small
 from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, Plot, Row, found, line
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm
@@ -32,8 +32,9 @@ def diversity(sweep: Sweep) -> Tensor:
 
 def run(lab: Lab) -> Finding:
     lab = small(lab)
-    models, captions = lab.models(BaseArm()), lab.learnt.captions
-    swept = {w: lab.sweep(models, guidance=w, learnt=True) for w in SCALES}
+    panel = learnt(lab)
+    models, captions = lab.models(BaseArm()), panel.captions
+    swept = {w: lab.sweep(models, guidance=w, panel=panel) for w in SCALES}
     one, strong = swept[1.0], swept[STRONG]
     rows: list[Row] = [
         {
@@ -51,7 +52,7 @@ def run(lab: Lab) -> Finding:
         TOO_MUCH: fd_ratio(strong, swept[BEST]),
         DIVERSITY: one.measure(diversity(strong), diversity(one), statistic=ratio),
     }
-    labels = lab.learnt.labels["class"][shuffled(len(captions))]
+    labels = panel.labels["class"][shuffled(len(captions))]
     checks = {
         BASE_GOOD.name: base_ratio(lab),
         TEXT: (swept[BEST].hits("class") - swept[BEST].hits("class", labels)).mean().item(),

@@ -1,6 +1,6 @@
 """E16: DDIM needs few steps."""
 
-from tinyldm.claims.checks import base_ratio, small
+from tinyldm.claims.checks import base_ratio, learnt, small
 from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, Plot, Row, found, line, where
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm
@@ -21,10 +21,11 @@ DRAWN = (("ko-", "ddim", 0.0), ("ks--", "dpm++", 0.0))
 
 def run(lab: Lab) -> Finding:
     lab = small(lab)
+    panel = learnt(lab)
     models, rows, swept = lab.models(BaseArm()), list[Row](), {}
     for arm in ARMS:
         how: Row = dict(zip(("sampler", "steps", "eta"), arm, strict=True))
-        swept[arm] = lab.sweep(models, learnt=True, **how)
+        swept[arm] = lab.sweep(models, panel=panel, **how)
         rows.append({**how, "FD": swept[arm].fd, "KD": swept[arm].kd, "ACC_t": swept[arm].acc})
     measured = {
         ENOUGH: fd_ratio(swept[FIFTY], swept[MANY]),

@@ -1,6 +1,6 @@
 """E17: latents need unit variance for the noise schedule to fit them."""
 
-from tinyldm.claims.checks import base_ratio, small
+from tinyldm.claims.checks import base_ratio, learnt, small
 from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, found
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import BaseArm
@@ -20,7 +20,8 @@ ARMS = {
 
 def run(lab: Lab) -> Finding:
     lab = small(lab)
-    swept = {name: lab.sweep(arm, learnt=True) for name, arm in ARMS.items()}
+    panel = learnt(lab)
+    swept = {name: lab.sweep(arm, panel=panel) for name, arm in ARMS.items()}
     unit, plain, _ = swept.values()
     std = lab.latents().std().item() / lab.vae().scale.item()
     measured = {WORSE: fd_ratio(plain, unit)}

@@ -41,9 +41,9 @@ def run(lab: Lab) -> Finding:
             "GAIN": sweep.gain,
         }
 
-    base = lab.sweep([lab.base(BaseArm(), seed) for seed in lab.seeds], prompts, wide=True)
-    control = {how: lab.sweep(arm, prompts, wide=True, control_passes=how) for how in PASSES}
-    none = lab.sweep(arm, [""] * len(lab.wide), wide=True)
+    base = lab.sweep(BaseArm(), prompts, panel=lab.wide)
+    control = {how: lab.sweep(arm, prompts, panel=lab.wide, control_passes=how) for how in PASSES}
+    none = lab.sweep(arm, [""] * len(lab.wide), panel=lab.wide)
     both = control["both"]
     columns = both.hits(label, asked), base.hits(label, asked)
     measured = {STEERED: both.measure(*columns, statistic=ratio)}

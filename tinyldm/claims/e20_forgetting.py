@@ -19,11 +19,11 @@ BETTER = "class as asked on the other half, ControlNet less fine-tuned"
 def run(lab: Lab) -> Finding:
     control, tuned = (ControlArm(images=IMAGES, half=1, edit=e) for e in ("zero", "fine-tuned"))
     blank = torch.zeros_like(lab.wide.hints)
-    base = lab.sweep([lab.base(BaseArm(), seed) for seed in lab.seeds], wide=True)
+    base = lab.sweep(BaseArm(), panel=lab.wide)
     swept: dict[tuple[str, str], Sweep] = {("base", "none"): base}
     for name, arm in (("ControlNet", control), ("fine-tuned", tuned)):
-        swept[name, "empty"] = lab.sweep(arm, wide=True, hints=[blank])
-        swept[name, "edges"] = lab.sweep(arm, wide=True)
+        swept[name, "empty"] = lab.sweep(arm, panel=lab.wide, hints=[blank])
+        swept[name, "edges"] = lab.sweep(arm, panel=lab.wide)
     parity, label = lab.wide.labels["class"] % 2, list(lab.wide.labels)[1]
     other = parity == 0
 

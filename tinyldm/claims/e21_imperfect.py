@@ -10,7 +10,7 @@ from tinyldm.claims.claim import COMMON, Claim, Finding, Row, found
 from tinyldm.claims.hints import broken, hand_drawn, shifted, thickened
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
-from tinyldm.claims.sweep import stacked
+from tinyldm.claims.sweep import net_ratio, stacked
 from tinyldm.claims.verdict import Criterion, Noise, Precondition
 from tinyldm.data.conditions import canny
 
@@ -27,10 +27,6 @@ JUDGED = {
 }
 ROOM = "EF0 less chance, whole edges"
 THRESHOLDS = ((50, 100), (200, 400))
-
-
-def kept(own: Tensor, chance: Tensor, whole: Tensor, whole_chance: Tensor) -> Tensor:
-    return (own - chance) / (whole - whole_chance)
 
 
 def worn(lab: Lab) -> dict[tuple[str, str], Tensor]:
@@ -61,7 +57,7 @@ def run(lab: Lab) -> Finding:
         pictures[f"{name} {dose}"] = sweep.x
     whole = swept["none", ""]
     measured = {
-        name: sweep.measure(*swept[which], *whole, statistic=kept, family=len(JUDGED))
+        name: sweep.measure(*swept[which], *whole, statistic=net_ratio, family=len(JUDGED))
         for which, name in JUDGED.items()
     }
     checks = common(lab, [ControlArm()]) | {ROOM: (whole[0] - whole[1]).mean().item()}

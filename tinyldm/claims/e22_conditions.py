@@ -1,6 +1,5 @@
 """E22: other conditions than edges."""
 
-import torch
 from torch import Tensor
 
 from tinyldm.claims.checks import common, last_quarter
@@ -9,7 +8,7 @@ from tinyldm.claims.e07_composition import iou
 from tinyldm.claims.hints import HINTS
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
-from tinyldm.claims.sweep import Sweep
+from tinyldm.claims.sweep import Sweep, stacked
 from tinyldm.claims.verdict import Criterion, Noise, Precondition
 from tinyldm.data.conditions import canny
 from tinyldm.data.dataset import to_uint8
@@ -43,19 +42,15 @@ def room_of(condition: str) -> str:
 
 def run(lab: Lab) -> Finding:
     panel, images = lab.panel, lab.panel.data.images
-    measured, rows, checks = (
-        {},
-        list[Row](),
-        common(lab, [ControlArm(condition=c) for c in CONDITIONS]),
-    )
-    pictures = dict[str, Tensor]()
+    measured, rows, pictures = {}, list[Row](), dict[str, Tensor]()
+    checks = common(lab, [ControlArm(condition=c) for c in CONDITIONS])
     worn = lab.round_trip(images)
     for condition in CONDITIONS:
         arm, hints = ControlArm(condition=condition), HINTS[condition](images)
         sweep: Sweep = lab.sweep(arm, hints=[hints])
 
         def column(shown: Tensor, of: Sweep = sweep, how: str = condition) -> Tensor:
-            return torch.stack([score(how, s.x, shown) for s in of.samples]).double()
+            return stacked([score(how, s.x, shown) for s in of.samples])
 
         own, chance = column(images), column(images[panel.strangers])
         ceiling = score(condition, worn, images).double().expand_as(own)

@@ -94,8 +94,6 @@ class Lab:
         judge = load_judge(s.dataset)
         self.panel = Panel(self.data["test"], judge, canny, s.n)
         self.wide = Panel(self.data["test"], judge, canny, s.wide, repeated=True)
-        # of images that a base was trained on: how well it learnt what it was taught
-        self.learnt = Panel(self.data["train"], judge, canny, s.wide, repeated=True)
         captions = self.data["train"].captions.all()
         self.tokenizer = Tokenizer.from_captions(captions, s.text.length)
         self.data_key: Key = {
@@ -297,16 +295,23 @@ class Lab:
         z_0 = encode_all(self.vae(), STYLES[arm.base.style](images))
         return z_0, HINTS[arm.condition](images), tokens
 
+    def logged(self, arm: ControlArm, seed: int) -> list[tuple[int, float]]:
+        """(step, validation loss) during the arm's training, with the same noise every time."""
+        lines = files.read_lines(self.store.folder / self.control(arm, seed).key[-1] / METRICS)
+        return [(e["step"], e["validation_loss"]) for e in lines if "validation_loss" in e]
+
+    def last_loss(self, arm: ControlArm, seed: int) -> float:
+        """The validation loss of the trained arm."""
+        return self.logged(arm, seed)[-1][1]
+
     @torch.no_grad()
     def losses(self, arm: ControlArm, seed: int) -> list[tuple[int, float]]:
-        """(step, validation loss) during the arm's training, from before its first step, same noise."""
-        name = self.control(arm, seed).key[-1]
+        """As `logged`, from before the first step on."""
+        logged = self.logged(arm, seed)
         model = self.untrained(replace(arm, edit="zero"), seed)
         torch.manual_seed(0)
         first = noise_loss(model, arm, *self.machine.load(self.validation(arm))).item()
-        lines = files.read_lines(self.store.folder / name / METRICS)
-        found = [(e["step"], e["validation_loss"]) for e in lines if "validation_loss" in e]
-        return [(0, first), *found]
+        return [(0, first), *logged]
 
     def last_quarter(self, arm: ControlArm, seed: int) -> float:
         """Share of its loss's whole fall that the arm makes in the last quarter of its training."""
@@ -321,11 +326,6 @@ class Lab:
         after = self.control(arm, seed).nets[0]
         assert isinstance(before, ControlNet) and isinstance(after, ControlNet)
         return distance(before.encoder, after.encoder)
-
-    def tuned(self, arm: ControlArm, rates: Sequence[float]) -> ControlArm:
-        """The arm at that rate which has the lowest validation loss, on seed 0."""
-        arms = [replace(arm, fit=replace(self.fit_of(arm), lr=lr)) for lr in rates]
-        return min(arms, key=lambda each: self.losses(each, 0)[-1][1])
 
     # ------------------------------------------------------------ samples
 
@@ -355,17 +355,16 @@ class Lab:
         self,
         what: Arm | list[Model],
         prompts: Sequence[str] | None = None,
-        wide: bool = False,
-        learnt: bool = False,
+        panel: Panel | None = None,
         hints: Sequence[Tensor] | None = None,
         **settings: Any,
     ) -> Sweep:
         """Samples of the models of an arm, one per seed, measured; `settings` are those of `sample`.
 
-        Of `panel`, or of `wide` or `learnt`, which FD can decide; by default with the true captions.
+        By default of `self.panel`, with its true captions; FD can decide on more images only.
         """
         models = what if isinstance(what, list) else self.models(what)
-        panel = self.learnt if learnt else self.wide if wide else self.panel
+        panel = panel or self.panel
         prompts, samples = prompts or panel.captions, []
         for model in models:
             shown = hints or [panel.hints] * len(model.nets)

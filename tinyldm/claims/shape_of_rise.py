@@ -5,15 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-HILLS = torch.tensor(
-    [1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-).double()  # exponents; 6 rises from t10 to t90 in .75 t50
-DRIFTS = (
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-)  # rise after the change, in units of it: at least half of it is sudden
+# exponents; 6 rises from t10 to t90 in .75 t50
+HILLS = torch.tensor([1.0, 1.5, 2.0, 3.0, 4.0, 6.0]).double()
+# rise after the change, in units of it: at least half of the whole is sudden
+DRIFTS = (0.0, 0.25, 0.5, 1.0)
 RISES = 0.1  # EF0 that an image must gain to count
 GRID = 40  # half-times tried
 

@@ -20,6 +20,11 @@ def ratio(over: Tensor, under: Tensor) -> Tensor:
     return over / under
 
 
+def net_ratio(own: Tensor, chance: Tensor, whole: Tensor, whole_chance: Tensor) -> Tensor:
+    """A statistic of four means: how far above chance the first is, over the same of the third."""
+    return (own - chance) / (whole - whole_chance)
+
+
 def shuffled(n: int, seed: int = 0) -> list[int]:
     """The indices of n images in a random order: prompts, labels or hints that are not an image's own."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -93,8 +98,3 @@ class Sweep:
 def fd_ratio(over: Sweep, under: Sweep, family: int = 1) -> Measured:
     """FD of one over FD of the other, by the same blocks of images."""
     return measure(over.pseudo_fds(), under.pseudo_fds(), statistic=ratio, family=family)
-
-
-def fd_difference(over: Sweep, under: Sweep) -> Measured:
-    """FD of one less FD of the other."""
-    return measure(over.pseudo_fds() - under.pseudo_fds())

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from tinyldm.evaluate.metrics import Estimate
 
-PASS, FAIL, INCONCLUSIVE, NOT_TESTED, REPORTED = (
-    *("PASS", "FAIL", "INCONCLUSIVE", "NOT TESTED"),
-    "REPORTED",
-)
+PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+NOT_TESTED, REPORTED = "NOT TESTED", "REPORTED"
 SEEDS = 3  # that a verdict needs
 BLOCKS = 20  # of the jackknife
 RESAMPLES = 4000
@@ -67,9 +65,7 @@ class Criterion(Precondition):
     holds: float = 0.0  # the quantity in a world where the claim holds
     fails: float = 0.0  # and in one where it does not
     noise: Noise = Noise(0.1, 0.01, 113, SEEDS)  # that was expected before the run
-    family: int = (
-        1  # quantities that are judged together, each at level 1 - 0.05 / family (Bonferroni)
-    )
+    family: int = 1  # quantities judged together, each at level 1 - 0.05 / family (Bonferroni)
     same: float = 0.0  # an interval within this of 0 shows equivalence
 
     def decide(self, found: Estimate) -> str:

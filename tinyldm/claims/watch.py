@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +92,17 @@ def at_moment(lab: Lab, seed: int, arm: ControlArm, step: int) -> Model:
     return model._replace(key=(*done.key, f"step {step}"))
 
 
-Curve = tuple[Tensor, Tensor]  # steps (s,), EF0 (s, images, noises)
+class Curve(NamedTuple):
+    """What was seen during a training."""
+
+    t: Tensor  # steps (s,)
+    ef0: Tensor  # (s, images, noises)
+    moved: Tensor  # (s,) of the copy; nan where nobody looked
 
 
 def curve(lab: Lab, seed: int, arm: ControlArm) -> Curve:
-    """What was seen during a training."""
-    lines = progress_of(lab, seed, arm)
-    return torch.tensor([line["step"] for line in lines]), torch.stack(
-        [line["ef0"] for line in lines]
-    )
+    """That of an arm."""
+    lines, nothing = progress_of(lab, seed, arm), torch.tensor(torch.nan)
+    t = torch.tensor([line["step"] for line in lines])
+    moved = torch.stack([line.get("moved", nothing) for line in lines])
+    return Curve(t, torch.stack([line["ef0"] for line in lines]), moved)
