@@ -102,7 +102,7 @@ def run(settings: ClaimsSettings, claims: list[Claim], out: Path) -> None:
     start = time.monotonic()
     with process(settings.device, threads=settings.threads) as machine, bar:
         sizes, ground = (TINY, None) if settings.quick else (Settings(), settings.base)
-        lab = Lab(Store(settings.folder), sizes, machine, [0], ground)
+        lab = Lab(Store(settings.folder, machine.device), sizes, machine, [0], ground)
         for claim in claims:
             if settings.budget and time.monotonic() - start > 3600 * settings.budget:
                 bar.write(f"--budget {settings.budget:g}: over before {claim.id}")

@@ -42,11 +42,11 @@ def digest(x: Tensor) -> str:
 class Store:
     """Tensors and numbers by key, in a folder that several processes may share."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, device: torch.device = torch.device("cpu")):
         self.folder = folder
         self.commit = commit()  # of the code as it is loaded, whatever is edited while it runs
-        about = describe(torch.device("cpu"))
-        self.processor = f"{about['processor']}, {about['features']}"
+        about = describe(device)
+        self.processor = about.get("gpu") or f"{about['processor']}, {about['features']}"
         self.trained: dict[str, dict] = {}  # name -> circumstances of its training, once used
         self.aside = 0.0  # seconds in which this process trained, or waited for another
 
