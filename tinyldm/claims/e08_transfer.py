@@ -16,7 +16,7 @@ from tinyldm.claims.sweep import Sweep, net_ratio
 from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition
 from tinyldm.data.dataset import to_uint8
 
-RATES = {0.02: 1e-4, 0.05: 2.5e-4, 0.1: 6e-4, 0.2: 1.5e-3}  # distance meant -> learning rate
+RATES = {0.02: 2.3e-4, 0.05: 7e-4, 0.1: 1.6e-3, 0.2: 3.5e-3}  # distance meant -> learning rate
 JUDGED = (0.05, 0.1)
 STEPS = 300
 STYLE, STRANGER = (

@@ -70,11 +70,14 @@ class Judge:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (n, k, H, W) in [-1, 1] -> features (n, 128), float32, and predictions name -> (n,)."""
-        parts = (F.interpolate(part.clamp(-1, 1), SIZE, mode="area") for part in x.split(500))
+        device = next(self.classifier.parameters()).device
+        parts = (
+            F.interpolate(part.to(device).clamp(-1, 1), SIZE, mode="area") for part in x.split(500)
+        )
         features = torch.cat([self.classifier.body(part) for part in parts])
-        seen = [head(features).argmax(-1) for head in self.classifier.heads]
+        seen = [head(features).argmax(-1).cpu() for head in self.classifier.heads]
         found = {name: measure(to_uint8(x)) for name, measure in self.measured.items()}
-        return features, dict(zip(self.learnt, seen, strict=True)) | found
+        return features.cpu(), dict(zip(self.learnt, seen, strict=True)) | found
 
 
 def load_judge(dataset: str) -> Judge:
