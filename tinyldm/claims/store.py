@@ -18,6 +18,7 @@ from tinyldm.support.sealed import Sealed, is_sealed, seal
 from tinyldm.training.checkpoint import Checkpoints
 
 TRAINED, WEIGHTS = "trained.json", "weights.safetensors"
+CPU = torch.device("cpu")
 Key = Mapping[str, Any]  # "kind", and everything else that determines what is stored under it
 
 
@@ -42,7 +43,7 @@ def digest(x: Tensor) -> str:
 class Store:
     """Tensors and numbers by key, in a folder that several processes may share."""
 
-    def __init__(self, folder: Path, device: torch.device = torch.device("cpu")):
+    def __init__(self, folder: Path, device: torch.device = CPU):
         self.folder = folder
         self.commit = commit()  # of the code as it is loaded, whatever is edited while it runs
         about = describe(device)
