@@ -49,7 +49,7 @@ SMALL = replace(  # what claims about bases train three of
     resolution=32,
     vae_fit=replace(Settings.vae_fit, steps=2000),
     unet=replace(Settings.unet, widths=(32, 64, 64)),
-    base_fit=replace(Settings.base_fit, steps=2000, ema=0.997),
+    base_fit=replace(Settings.base_fit, steps=3000, ema=0.997),
 )
 FASHION = replace(  # the default base of Fashion-MNIST, for E2
     Settings(),
