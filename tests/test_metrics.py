@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import small_ldm
 
+from tinyldm.claims.result import finite
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
 from tinyldm.data.dataset import to_float, to_uint8
@@ -43,7 +44,7 @@ from tinyldm.evaluate.metrics import (
     spread,
 )
 from tinyldm.evaluate.panel import Panel, prompt_settings, reconstruct, sample_images
-from tinyldm.evaluate.tables import cell, plain, table
+from tinyldm.evaluate.tables import cell, estimates, plain, table
 from tinyldm.ldm import Control, generate, last
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
@@ -471,6 +472,25 @@ def test_prompts_that_say_little_and_prompts_that_conflict():
 def test_cells_have_three_digits():
     values = (None, 0.123456, 1234.5, 12, "x", Estimate(0.5, 0.25, 0.75))
     assert [*map(cell, values)] == ["-", "0.123", "1.23e+03", "12", "x", "0.5 [0.25, 0.75]"]
+
+
+def test_rows_that_begin_alike_are_one_table():
+    rows = [{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}, {"a": 5, "c": 6}]
+    one, other = table(rows).split("\n\n")
+    assert one.splitlines() == [
+        "| a | b | c |",
+        "| --- | --- | --- |",
+        "| 1 | 2 | - |",
+        "| 1 | 3 | 4 |",
+    ]
+    assert other.splitlines() == ["| a | c |", "| --- | --- |", "| 5 | 6 |"]
+
+
+def test_estimates_come_back_from_json_in_their_order():
+    row = {"a": "x", "b": Estimate(0.5, 0.25, 0.75), "c": 2, "d": Estimate(1.0, float("nan"), 3.0)}
+    stored = finite(plain(row))
+    assert stored["d_interval"] == [None, 3.0]
+    assert table([estimates(stored)]) == table([row])
 
 
 def test_rows_of_other_columns_start_another_table():

@@ -16,7 +16,7 @@ from tinyldm.claims.result import Result
 from tinyldm.claims.verdict import NOT_TESTED, power
 from tinyldm.data.pictures import hint_image, save_grid
 from tinyldm.evaluate.metrics import Estimate, torch_fidelity
-from tinyldm.evaluate.tables import table
+from tinyldm.evaluate.tables import estimates, table
 from tinyldm.support import files
 from tinyldm.support.errors import needed
 
@@ -210,7 +210,7 @@ def section(entry: Entry) -> str:
         preconditions(entry),
         *(f"{note}." for note in r.notes),
         *map(entry.image, r.figures),
-        table(r.rows),
+        table([estimates(row) for row in r.rows]),
         circumstances(entry),
     ]
     return "\n\n".join(filter(None, parts))
