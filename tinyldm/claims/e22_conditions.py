@@ -14,6 +14,7 @@ from tinyldm.claims.sweep import Sweep, stacked
 from tinyldm.claims.verdict import Criterion, Noise, Precondition
 from tinyldm.data.conditions import canny
 from tinyldm.data.dataset import to_uint8
+from tinyldm.data.pictures import hint_image
 from tinyldm.evaluate.metrics import edge_f1, gain
 
 CONDITIONS = ("silhouette", "sparse", "blurred")
@@ -72,10 +73,7 @@ def run(lab: Lab) -> Finding:
         rows.append(
             {**row, "ACC_t": sweep.acc, "loss's fall in the last quarter": last_quarter(lab, [arm])}
         )
-        pictures |= {
-            f"{condition}: hints": hints.float() > 0.3 if condition == "blurred" else hints,
-            condition: sweep.x,
-        }
+        pictures |= {f"{condition}: hints": hint_image(hints), condition: sweep.x}
     return Finding(measured, checks, found(measured), rows, pictures=pictures)
 
 
