@@ -723,7 +723,7 @@ def test_the_report_is_written_from_files(tmp_path):
     assert (
         "## E2. Sudden convergence: NOT TESTED" in text and f"{name}: 0.5, not at most 0.1" in text
     )
-    assert "simulated worlds" in text and "what it was" not in text
+    assert "simulated: fail" in text and "what it was" not in text
     del content["checks"][name]
     path.write_text(json.dumps(content))
     with pytest.raises(

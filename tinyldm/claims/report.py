@@ -168,8 +168,8 @@ def judged(entry: Entry) -> str:
                 "claim": each.bounds,
                 "found": found,
                 "verdict": verdict,
-                f"of simulated worlds where it is {each.holds:g} pass": f"{right:.0%}",
-                f"where it is {each.fails:g} fail": f"{left:.0%}",
+                "simulated: pass where it is": f"{right:.0%} where {each.holds:g}",
+                "simulated: fail": f"{left:.0%} where {each.fails:g}",
             }
         )
     return table(rows)
