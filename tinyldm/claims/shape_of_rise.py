@@ -71,7 +71,7 @@ def prefers_jump(t: Tensor, y: Tensor) -> Tensor:
 
 
 def levels(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Where y (s, n) begins (five looks, in the first twentieth of the steps) and ends (the last tenth), (n,)."""
+    """Where y (s, n) begins (five looks of the first twentieth) and ends (the last tenth of the steps), (n,)."""
     return y[t <= t[-1] / 20][:5].mean(0), y[t >= 0.9 * t[-1]].mean(0)
 
 
