@@ -71,7 +71,7 @@ def prefers_jump(t: Tensor, y: Tensor) -> Tensor:
 
 
 def levels(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Where y (s, n) begins (five looks of the first twentieth) and ends (the last tenth of the steps), (n,)."""
+    """Where y (s, n) begins, by five early looks, and ends, by the last tenth of the steps: (n,) each."""
     return y[t <= t[-1] / 20][:5].mean(0), y[t >= 0.9 * t[-1]].mean(0)
 
 
