@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tinyldm.data.conditions import CONDITIONS
-from tinyldm.data.pictures import hint_image, read_edges, read_image, save_grid
+from tinyldm.data.hints import HintKind, read_hint
+from tinyldm.data.pictures import hint_image, save_grid, save_image
 from tinyldm.ldm import Control, LatentDiffusion, Passes, generate, last
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
@@ -35,8 +35,9 @@ class SampleSettings:
     """Use the control even if it was trained on another base."""
     hint: tuple[Path, ...] = ()
     """Pictures to take the edges from: one for all prompts, or one for each; needs --control."""
-    hint_is_edges: bool = False
-    """The hint is an edge map already, white on black."""
+    hint_kind: HintKind = "auto"
+    """How hints are read: a photo, whose edges are taken; lines, dark or bright or on a transparent layer,
+    which are thinned; or edges, a map that is taken as it is. auto tells them apart."""
     prompt: tuple[str, ...] = ("",)
     """What to draw, a row of images each: one for all hints, or one for each."""
     num_images: int = 4
@@ -56,7 +57,8 @@ class SampleSettings:
     seed: int = 0
     """Image i of a row is a function of seed + i."""
     out: Path = Path("samples.png")
-    """The PNG to write; in each row the hint stands first."""
+    """The PNG to write; in each row the hint stands first. Hints as the network sees them come beside it, as
+    OUT-hint-1.png, ..."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -83,19 +85,17 @@ def check(settings: SampleSettings) -> None:
     files.check_writable("--out", out)
 
 
-def read_hint(path: Path, ldm: LatentDiffusion, condition: str, is_edges: bool) -> Tensor:
-    """A picture's hint, bool (1, 1, H, W), at the resolution of the base."""
-    if is_edges:
-        hint = read_edges(path, ldm.resolution)
-    else:
-        images = read_image(path, ldm.vae.config.image_channels, ldm.resolution)
-        hint = CONDITIONS[condition](images)
-    if not hint.any():
-        print(f"note: {path} has no edges", file=sys.stderr)
-    if is_edges and hint.float().mean() > 0.5:
-        question = "are they black on white? give white edges on black"
-        print(f"note: more than half of {path} is edges; {question}", file=sys.stderr)
-    return hint
+def read_hints(settings: SampleSettings, ldm: LatentDiffusion, condition: str) -> list[Tensor]:
+    """Each picture's hint, bool (1, 1, H, W), at the resolution of the base, also written beside the result."""
+    hints, channels = [], ldm.vae.config.image_channels
+    for i, path in enumerate(settings.hint):
+        hint = read_hint(path, channels, ldm.resolution, condition, settings.hint_kind)
+        for note in hint.notes:
+            print(f"note: {path} {note}", file=sys.stderr)
+        out = settings.out
+        save_image(out.with_name(f"{out.stem}-hint-{i + 1}.png"), hint_image(hint.edges[0]))
+        hints.append(hint.edges)
+    return hints
 
 
 def unknown_words(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
@@ -112,8 +112,7 @@ def read_controls(
         return []
     controlnet, condition = load_control(settings.control, settings.base, ldm, settings.transfer)
     machine.place(controlnet)
-    hints = [read_hint(p, ldm, condition, settings.hint_is_edges) for p in settings.hint]
-    weight = settings.control_scale
+    hints, weight = read_hints(settings, ldm, condition), settings.control_scale
     return [Control(controlnet, hint.to(machine.device), weight) for hint in hints]
 
 

@@ -23,7 +23,6 @@ GAP, LINE = 4, 22  # pixels between tiles, height of a label
 FRAME, REST = 120, 2500  # milliseconds that a frame of an animation stays, and the last one
 GIVE = "give a PNG or JPEG picture"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # that PIL decodes by itself
-EDGE = 153  # six tenths of white: half of it makes smoothly enlarged edges too wide
 
 
 def pixels(path: Path, x: Tensor) -> Tensor:
@@ -97,8 +96,16 @@ def hint_image(hint: Tensor) -> Tensor:
     return hint.float() * 2 - 1
 
 
-def read_square(path: Path, channels: int) -> Image.Image:
-    """The middle square of a picture file, grey or RGB. Ignores transparency, applies EXIF rotation.
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """16 bits, which `convert` would cut off at 255, as 8."""
+    if not picture.mode.startswith("I"):
+        return picture
+    levels = np.asarray(picture) // 257
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture file in mode L, LA, RGB or RGBA, turned as its EXIF says.
 
     Raises UserError if it is not a regular file, no picture, or has more than 89 million pixels.
     """
@@ -107,34 +114,38 @@ def read_square(path: Path, channels: int) -> Image.Image:
         warnings.simplefilter("ignore")  # what a decoder repairs
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = ImageOps.exif_transpose(Image.open(content, formats=FORMATS))
-        if picture.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
-            levels = np.asarray(picture) // 257
-            picture = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = eight_bits(picture)
+        clear = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+        if picture.mode in ("1", "L", "LA", "La"):
+            return picture.convert("LA" if clear else "L")
+        return picture.convert("RGBA" if clear else "RGB")
+
+
+def flattened(picture: Image.Image, ground: str = "white") -> Image.Image:
+    """A picture without transparency, on a ground."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    below = Image.new("RGBA", picture.size, ground)
+    below.alpha_composite(picture.convert("RGBA"))
+    return below.convert(picture.mode.removesuffix("A"))
+
+
+def centred(picture: Image.Image) -> Image.Image:
+    """Its middle square."""
     return transforms.center_crop(picture, [min(picture.size)] * 2)
 
 
-def read_image(path: Path, channels: int, resolution: int) -> Tensor:
-    """Any picture file -> uint8 (1, k, H, H): its middle square, scaled. Raises UserError.
+def fitted(square: Image.Image, channels: int, resolution: int) -> Tensor:
+    """A square picture as an image uint8 (1, k, H, H), grey or RGB.
 
     Scales by area averaging if that makes it smaller, else bilinearly.
     """
-    square = read_square(path, channels)
+    square = square.convert("L" if channels == 1 else "RGB")
     box = InterpolationMode.BOX if square.width > resolution else InterpolationMode.BILINEAR
     square = transforms.resize(square, [resolution, resolution], interpolation=box)
     return transforms.pil_to_tensor(square)[None]
 
 
-def read_edges(path: Path, resolution: int) -> Tensor:
-    """A picture of white edges on black -> bool (1, 1, H, H), of its middle square. Raises UserError.
-
-    A pixel that is brighter than EDGE turns on the one cell that it lies in, so lines of any width stay,
-    and a map that was enlarged without smoothing comes back exactly.
-    """
-    square, cells = read_square(path, 1), torch.zeros(1, 1, resolution, resolution) > 0
-    if square.width < resolution:
-        square = square.resize((resolution, resolution), Image.Resampling.NEAREST)
-    where = (transforms.pil_to_tensor(square)[0] > EDGE).nonzero()
-    row, column = ((where + 0.5) * (resolution / square.width)).long().T
-    cells[..., row, column] = True
-    return cells
+def read_image(path: Path, channels: int, resolution: int) -> Tensor:
+    """Any picture file -> uint8 (1, k, H, H): its middle square, scaled, on white. Raises UserError."""
+    return fitted(flattened(centred(open_picture(path))), channels, resolution)
