@@ -28,7 +28,8 @@ from tinyldm.vae import vae_loss
 def main(settings: BaseSettings) -> None:
     """Train the model into the run folder `settings.out`."""
     run = settings.run
-    with process(run.device, run.precision, run.threads) as machine:
+    memory = run.gradient_accumulation_steps, run.gradient_checkpointing
+    with process(run.device, run.precision, run.threads, *memory) as machine:
         check_out(settings, machine)
         data, validation = load_data(settings.data, "train", "validation")
         ldm = build_base(settings, data)
@@ -58,7 +59,8 @@ def main(settings: BaseSettings) -> None:
             columns = Columns(latents, Tokens.of(data.captions, ldm.tokenizer.encode))
             minimise(noise_loss, [ldm.text, ldm.unet], columns, settings.fit, name="base", **watch)
 
-            save_base(out, ldm, latents)
+            if machine.team.rank == 0:
+                save_base(out, ldm, latents)
     print(f"{settings.out}: done. Next:\n    python train_control.py --base {settings.out}")
 
 

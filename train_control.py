@@ -32,7 +32,8 @@ from tinyldm.training.settings import ControlSettings
 def main(settings: ControlSettings) -> None:
     """Train a ControlNet for the base `settings.base` into the run folder `settings.out`."""
     run, base = settings.run, settings.base
-    with process(run.device, run.precision, run.threads) as machine:
+    memory = run.gradient_accumulation_steps, run.gradient_checkpointing
+    with process(run.device, run.precision, run.threads, *memory) as machine:
         check_out(settings, machine)
         base_sha256 = base_checksum(base)
         ldm, (data, validation) = load_run(base, "train", "validation")
@@ -57,7 +58,8 @@ def main(settings: ControlSettings) -> None:
             minimise(noise_loss, [controlnet], columns, settings.fit, name="control", **watch)
 
             hint = save_examples(out / "hints", validation)[0]
-            save_control(out, controlnet, settings.condition, base_sha256)
+            if machine.team.rank == 0:
+                save_control(out, controlnet, settings.condition, base_sha256)
     sample = f"python -m tinyldm.sample --base {base} --control {settings.out} --hint {hint}"
     print(f'{settings.out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
 

@@ -72,7 +72,7 @@ def sums_of(run: Path) -> dict[str, str]:
 
 
 def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+    return {path.name for path in folder.iterdir() if ".lock" not in path.name}
 
 
 class Boom(Exception):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -168,22 +169,21 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
 
     Waits for another process that holds it, or raises UserError, `busy` and who holds it.
     """
-    import fcntl  # not on Windows, where only this function cannot be used
-
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(path, "a+"))
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(f"{busy} ({file.read().strip()})") from error
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    lock, holder = FileLock(path, timeout=0 if busy else -1), path.with_name(f"{path.name}.holder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise UserError(f"{busy} ({who})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
         yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_json(path: Path, content: Any) -> str:

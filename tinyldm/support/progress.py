@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tinyldm.support.streams import first
+
 HALF_A_MINUTE = 30.0  # seconds
 UP = "\x1b[A"  # tqdm moves the cursor up between nested bars
 
@@ -20,6 +22,7 @@ class Lines:
 
 def progress(over: Iterable | None = None, **settings: Any) -> tqdm:
     """A tqdm bar over `over`; `settings` are tqdm's. A bar that ends sooner than its first line is silent."""
+    settings.setdefault("disable", not first())
     if not sys.stderr.isatty():
         pause = dict.fromkeys(("mininterval", "maxinterval", "delay"), HALF_A_MINUTE)
         settings |= {**pause, "file": Lines(), "miniters": 1}

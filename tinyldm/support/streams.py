@@ -10,6 +10,11 @@ from tinyldm.support.errors import UserError
 GONE = (errno.EPIPE, errno.EIO)  # the reader, the terminal
 
 
+def first() -> bool:
+    """Is this the process that speaks, of those that torchrun started?"""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Unbroken(io.FileIO):
     """A file descriptor; what it cannot take is lost, and raises nothing."""
 
@@ -25,11 +30,15 @@ class Unbroken(io.FileIO):
 
 
 def guard() -> None:
-    """Have stdout and stderr, unless they were replaced, take any text and outlive their readers."""
+    """Have stdout and stderr, unless they were replaced, take any text and outlive their readers.
+
+    Of the processes that torchrun started, only the first has an stdout.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):
-            number = stream.fileno() if stream else os.open(os.devnull, os.O_WRONLY)
+            mute = not stream or (name == "stdout" and not first())
+            number = os.open(os.devnull, os.O_WRONLY) if mute else stream.fileno()
             buffer = io.BufferedWriter(Unbroken(number, "w", closefd=False))
             encoding = getattr(stream, "encoding", "utf-8")
             guarded = io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)

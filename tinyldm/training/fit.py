@@ -73,9 +73,11 @@ def fit(
 
     Trains what is not frozen. Logs into metrics.jsonl of the run folder; every `preview_every` steps looks at
     the averaged weights. Saves and resumes by `checkpoints`: a step is a function of (seed, step), so on a CPU
-    the same bits come out. Raises UserError before a step whose gradient is not finite, with CUDA graphs before
-    the next report or checkpoint, and Stopped on a signal, once a step is saved.
+    the same bits come out. In a team all take the same steps, the first one looks. Raises UserError before a
+    step whose gradient is not finite, with CUDA graphs before the next report or checkpoint, and Stopped on a
+    signal, once a step is saved.
     """
+    stop, team = machine.stop, machine.team
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     ema, steps = EMA(parameters, settings.ema), settings.steps
     optimizer = build_optimizer(settings, parameters, machine.number(settings.lr))
@@ -86,23 +88,23 @@ def fit(
     bar = progress(range(start, steps), initial=start, total=steps, desc=name, unit="step")
     for step in bar:
         done, lr = step + 1, settings.lr * lr_factor(settings, step)
-        with machine.stop.hold():
+        with stop.hold():
             seed_step(seed, step)
             indices = batch_indices(len(data), settings.batch_size, seed, step)
             loss, norm = take(indices, lr, partial(log.check, step=done, lr=lr))
             ema.update(step)
             log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
-            if done == steps or done % settings.preview_every == 0:
+            if team.rank == 0 and (done == steps or done % settings.preview_every == 0):
                 log.check_pending(done, lr)
                 with ema.applied():
                     look(log, done, loss_fn, machine.load(validation), preview)
-            if saving := done == steps or checkpoints.due(done) or machine.stop.received > 0:
+            saving = done == steps or checkpoints.due(done)
+            if saving := saving or team.any(stop.received > 0, machine.device):
                 log.check_pending(done, lr)
                 checkpoints.save(state, log, done)
         if saving:
-            machine.stop.check(
-                f"stopped after step {done} of {name}; a run resumes by --resume latest"
-            )
+            message = f"stopped after step {done} of {name}; a run resumes by --resume latest"
+            stop.check(message, team.any(stop.received > 0, machine.device))
     checkpoints.before += steps
     ema.copy_to_parameters()

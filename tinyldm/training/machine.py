@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyldm.support.errors import Stopped, UserError
+from tinyldm.training.memory import recompute
+from tinyldm.training.team import Team, joined
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINUX = sys.platform == "linux"
@@ -44,16 +46,16 @@ class StopSignal:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Inside, a signal waits: what is done here is done as a whole."""
-        self.held = True
+        before, self.held = self.held, True
         try:
             yield
         finally:
-            self.held = False
+            self.held = before
 
-    def check(self, message: str) -> None:
-        """Raise Stopped if a signal waits."""
-        if self.received:
-            raise Stopped(self.received, message)
+    def check(self, message: str, elsewhere: bool = False) -> None:
+        """Raise Stopped if a signal waits, here or `elsewhere` in the team."""
+        if self.received or elsewhere:
+            raise Stopped(self.received or signal.SIGTERM, message)
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,32 @@ class Machine:
     dtype: torch.dtype = torch.float32  # of autocast
     capture: bool = True  # whole training steps as CUDA graphs, on CUDA
     stop: StopSignal = field(default_factory=StopSignal)
+    team: Team = Team()
+    accumulate: int = 1  # parts in which a process computes its share of a batch
+    recompute: bool = False  # activations, instead of keeping them
 
     def autocast(self) -> torch.autocast:
-        bf16 = self.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        low = self.dtype != torch.float32
+        dtype = self.dtype if low else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=low)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """What keeps small gradients of fp16 from vanishing; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def place(self, *networks: nn.Module) -> None:
-        """Move networks to the device, convolutions in channels_last."""
+        """Move networks to the device, convolutions in channels_last where that is the faster format."""
+        known = self.device.type in ("cpu", "cuda")
+        layout = torch.channels_last if known else torch.preserve_format
         for network in networks:
-            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+            if self.recompute:
+                recompute(network)
 
     @property
     def graphs(self) -> bool:
-        """Are whole training steps captured as CUDA graphs?"""
-        return self.device.type == "cuda" and self.capture
+        """Are whole training steps captured as CUDA graphs? Not those of fp16, whose scale needs a look."""
+        return self.device.type == "cuda" and self.capture and self.dtype != torch.float16
 
     def number(self, value: float) -> float | Tensor:
         """The number, as a tensor () on the device where a captured graph is to read it."""
@@ -89,25 +103,48 @@ class Machine:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is cuda if there is one, else cpu. Raises UserError if it is not here."""
+    """The device of that name; "auto" is cuda, else mps, else cpu. Raises UserError if it is not here."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     try:
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-        )
+        found = next((kind for kind, available in there.items() if available), "cpu")
+        device = torch.device(found if name == "auto" else name)
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from error
+        raise UserError(
+            f"--device {name}: not available here; use auto, cpu, cuda or mps"
+        ) from error
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 for "bf16", and for "auto" on a CPU that multiplies it natively; else float32.
+def own_device(device: torch.device) -> torch.device:
+    """Under torchrun each process of a machine has a GPU of its own."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
 
-    On a GPU TF32 is faster than autocast, whose casts are kernels too, for networks of this size.
-    """
+
+def native_bf16(device: torch.device) -> bool:
+    """Does the device multiply bfloat16 itself, without emulating it?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    native = device.type == "cpu" and on_cpu()
-    return torch.bfloat16 if name == "bf16" or (name == "auto" and native) else torch.float32
+    return device.type == "cpu" and on_cpu()
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast. "auto" is bfloat16 on a CPU that multiplies it natively, else float32.
+
+    On a GPU TF32 is faster than autocast, whose casts are kernels too, for networks of this size. fp16 stands
+    in for bf16 on a GPU that does not have it. Raises UserError for fp16 elsewhere.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16: needs a CUDA GPU; use bf16 or fp32")
+    if name == "bf16" and device.type == "cuda" and not native_bf16(device):
+        print("note: this GPU has no bf16: fp16, with scaled gradients", file=sys.stderr)
+        return torch.float16
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cpu" and native_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def keep_freed_memory() -> None:
@@ -166,21 +203,30 @@ def keep_threads(begun: int) -> None:
 
 
 @contextmanager
-def process(device: str = "auto", precision: str = "auto", threads: int = 0) -> Iterator[Machine]:
+def process(
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    accumulate: int = 1,
+    recompute: bool = False,
+) -> Iterator[Machine]:
     """Configure this process, and yield what it computes on. Raises UserError for what is not here."""
-    picked = pick_device(device)
-    machine = Machine(picked, pick_precision(precision, picked))
+    picked = own_device(pick_device(device))
     keep_freed_memory()
     most = torch.get_num_threads()
     if picked.type == "cpu":
         torch.set_num_threads(pick_threads(threads))
-    if picked.index is not None:
+    if picked.index is not None and picked.type == "cuda":
         torch.cuda.set_device(picked)  # where graphs are captured
     if picked.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
-    before = {number: signal.signal(number, machine.stop.note) for number in SIGNALS}
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
     try:
-        yield machine
+        with joined(picked) as team:
+            stop.held = team.size > 1  # all stop after the same step
+            dtype = pick_precision(precision, picked)
+            yield Machine(picked, dtype, True, stop, team, accumulate, recompute)
     finally:
         torch.set_num_threads(most)
         for number, handler in before.items():

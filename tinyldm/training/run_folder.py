@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -26,6 +28,7 @@ from tinyldm.training.machine import Machine, keep_threads
 from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_base
 from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, MachineSettings
 
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 REPLACING = "replacing.json"  # in a run that is to replace the one which stands aside
 # what trainings write into a run folder
 OURS = (
@@ -36,6 +39,7 @@ OURS = (
 FREE = {
     *("preset", "resume", "overwrite", "device", "threads", "preview_every"),
     *("checkpointing_steps", "checkpoints_total_limit"),
+    *("gradient_accumulation_steps", "gradient_checkpointing"),
     *("out", "base", "data_dir"),  # how a path is spelled; the contents have checksums
 }
 
@@ -43,7 +47,7 @@ FREE = {
 def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dict:
     """What settings.json says: every flag, the precision that was picked, the identity of base and font."""
     content = json.loads(json.dumps(asdict(settings), default=str))
-    content["run"]["precision"] = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
+    content["run"]["precision"] = PRECISIONS[machine.dtype]
     content["run"]["threads"] = torch.get_num_threads()
     for fit in (content[name] for name in ("fit", "vae_fit") if name in content):
         if fit["lr_scheduler"] == "cosine":
@@ -209,24 +213,51 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
     """Hold the run folder while a run is trained and saved into it: a new one, or one that is resumed.
 
     With --overwrite the old run stands aside until the new one is complete, and comes back if that fails
-    before its first checkpoint. Raises UserError.
+    before its first checkpoint. Of a team only the first writes there. Raises UserError.
     """
-    run, out = settings.run, files.real(settings.out)
+    out, team = files.real(settings.out), machine.team
+    if team.rank:
+        at = check_out(settings, machine)
+        team.wait()  # all have checked the folder
+        team.wait()  # the first one has made it
+        with copied(out) as folder:
+            yield checkpoints_of(settings, machine, folder, at)
+            team.wait()
+        return
     with held(out):
-        at, content = check_out(settings, machine, holding=True), described(settings, machine)
+        at = check_out(settings, machine, holding=True)
+        team.wait()
         if at is None:
-            make(out, content)
-        elif machine.device.type == "cpu" and not run.threads:
+            make(out, described(settings, machine))
+        elif machine.device.type == "cpu" and not settings.run.threads:
             keep_threads(threads_of(out))
-        limits = run.checkpointing_steps, run.checkpoints_total_limit
-        checkpoints = Checkpoints(out, *limits, at or 0, fingerprint(content))
+        team.wait()
+        checkpoints = checkpoints_of(settings, machine, out, at)
         try:
             yield checkpoints
         except Exception:
             if at is None and not checkpoints.numbers():
                 unmake(out)
             raise
+        team.wait()
         complete(out)
+
+
+def checkpoints_of(
+    settings: BaseSettings | ControlSettings, machine: Machine, folder: Path, at: int | None
+) -> Checkpoints:
+    """Those of a run that is trained in this folder: a new one, or one that is resumed from checkpoint `at`."""
+    run, content = settings.run, described(settings, machine)
+    limits = run.checkpointing_steps, run.checkpoints_total_limit
+    return Checkpoints(folder, *limits, at or 0, fingerprint(content))
+
+
+@contextmanager
+def copied(out: Path) -> Iterator[Path]:
+    """A folder that starts as a copy of the run, for another process than the one that writes into it."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(out, folder, dirs_exist_ok=True)
+        yield Path(folder)
 
 
 def make(out: Path, content: dict) -> None:

@@ -105,10 +105,11 @@ class MachineSettings:
     """What a training needs to know about the machine, and its seed."""
 
     device: str = "auto"
-    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto (cuda if there is one, else mps, else cpu), cpu, cuda, cuda:1, mps, ..."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 computes in bfloat16 by autocast, weights stay fp32; auto is bf16 on a CPU that multiplies it
-    natively, else fp32, which on CUDA has TF32 matrix products."""
+    natively, else fp32, which on CUDA has TF32 matrix products. fp16 is for GPUs without bf16, which take it
+    for bf16 too."""
     threads: int = 0
     """Threads on a CPU; 0 is $OMP_NUM_THREADS, or as many as there are cores that nothing else keeps busy."""
     seed: int = 0
@@ -133,11 +134,18 @@ class RunSettings(MachineSettings):
     """Steps between checkpoints, the folders checkpoint-N."""
     checkpoints_total_limit: int = 2
     """Checkpoints of a training that are kept, the newest."""
+    gradient_accumulation_steps: int = 1
+    """Parts that a process computes its share of a batch in, one after the other: less memory, the same steps
+    up to rounding."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each block again for its gradient instead of keeping them: less memory, a
+    third more time, the same steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "checkpointing_steps", "checkpoints_total_limit")
-        within(self, 0, MOST, "checkpointing_steps", "checkpoints_total_limit")
+        names = "checkpointing_steps", "checkpoints_total_limit", "gradient_accumulation_steps"
+        positive(self, *names)
+        within(self, 0, MOST, *names)
 
 
 @dataclass(frozen=True)
