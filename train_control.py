@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
-from tinyldm.data.conditions import CONDITIONS
+from tinyldm.data.conditions import CONDITIONS, GIVEN
 from tinyldm.data.dataset import Columns, Tokens, drop_captions
 from tinyldm.ldm import Control
 from tinyldm.support.command_line import parse_with_preset, run_command
@@ -44,14 +44,16 @@ def main(settings: ControlSettings) -> None:
         machine.place(ldm, controlnet)
         with open_run(settings, machine) as checkpoints:
             out = checkpoints.folder
-            condition = CONDITIONS[settings.condition]
-            z_0, hints = cached_latents(base, ldm, data.images), hints_of(condition, data.images)
+            name = settings.condition if data.hints is None else GIVEN
+            find = partial(hints_of, CONDITIONS[settings.condition])
+            z_0, hints = cached_latents(base, ldm, data.images), find(data.images, data.hints)
 
             def noise_loss(z_0: Tensor, hint: Tensor, tokens: Tensor) -> Tensor:
                 tokens = drop_captions(tokens, settings.caption_drop)
                 return ldm.loss(z_0, tokens, [Control(controlnet, hint)], settings.t_density)
 
-            control = Control(controlnet, hints_of(condition, validation.images[:PANEL]))
+            shown = validation.subset(torch.arange(min(PANEL, len(validation))))
+            control = Control(controlnet, find(shown.images, shown.hints))
             watch = watch_samples(ldm, validation, out, "control", control)
             columns = Columns(z_0, hints, Tokens.of(data.captions, ldm.tokenizer.encode))
             minimise = partial(fit, checkpoints=checkpoints, seed=run.seed, machine=machine)
@@ -59,7 +61,7 @@ def main(settings: ControlSettings) -> None:
 
             hint = save_examples(out / "hints", validation)[0]
             if machine.team.rank == 0:
-                save_control(out, controlnet, settings.condition, base_sha256)
+                save_control(out, controlnet, name, base_sha256)
     sample = f"python -m tinyldm.sample --base {base} --control {settings.out} --hint {hint}"
     print(f'{settings.out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
 

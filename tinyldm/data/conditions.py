@@ -25,3 +25,4 @@ def silhouette(images: Tensor) -> Tensor:
 
 
 CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {"canny": canny, "silhouette": silhouette}
+GIVEN = "given"  # hints that come with the pictures

@@ -90,6 +90,7 @@ class Dataset:
     held_out: Tensor  # (n,) bool: a pair of class and attribute that no generative network sees
     # (n,) long: equal for images of one drawing; by default none are
     origins: Tensor = torch.empty(0).long()
+    hints: Tensor | None = None  # (n, 1, H, W) bool, if they are given and not to be found
 
     def __post_init__(self) -> None:
         if not len(self.origins):
@@ -103,7 +104,8 @@ class Dataset:
         captions = Captions([self.captions.choices[i] for i in indices.tolist()])
         labels = {name: values[indices] for name, values in self.labels.items()}
         out, origins = self.held_out[indices], self.origins[indices]
-        return Dataset(self.images[indices], captions, labels, self.names, out, origins)
+        hints = None if self.hints is None else self.hints[indices]
+        return Dataset(self.images[indices], captions, labels, self.names, out, origins, hints)
 
 
 def to_float(images: Tensor) -> Tensor:

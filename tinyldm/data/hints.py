@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tinyldm.data.conditions import CONDITIONS
+from tinyldm.data.conditions import CONDITIONS, GIVEN
 from tinyldm.data.pictures import centred, fitted, flattened, open_picture
+from tinyldm.support.errors import UserError
 
 HintKind = Literal["auto", "photo", "lines", "edges"]
 Grey = NDArray[np.floating[Any]]  # (H, W) in [0, 1]
@@ -159,12 +160,17 @@ def read_hint(
         square = square.resize((LARGEST, LARGEST), Image.Resampling.BOX)
     ink, inverted = ink_of(square)
     mask, contrast, explained = two_tones(ink)
-    found = kind_of(mask, contrast, explained, resolution) if kind == "auto" else kind
+    if kind == "auto":
+        kind = "edges" if condition == GIVEN else kind_of(mask, contrast, explained, resolution)
     notes = []
-    if found == "photo":
+    if kind == "photo" and condition == GIVEN:
+        raise UserError(
+            f"{path}: this ControlNet wants a hint like those it was trained on, no photo"
+        )
+    if kind == "photo":
         edges = CONDITIONS[condition](fitted(flattened(square), channels, resolution))
     else:
-        cells = drawn(mask, resolution, found)
+        cells = drawn(mask, resolution, kind)
         edges = rearrange(torch.from_numpy(cells), "H W -> 1 1 H W")
-        notes = [f"read as {found}, dark on light: inverted"] * inverted
-    return Hint(edges, found, [*notes, *advice(edges, found, explained)])
+        notes = [f"read as {kind}, dark on light: inverted"] * inverted
+    return Hint(edges, kind, [*notes, *advice(edges, kind, explained)])

@@ -31,8 +31,12 @@ def cached_latents(base: Path, ldm: LatentDiffusion, images: Tensor) -> Tensor:
     return Sealed(base, f"{NO_BASE}, or delete this file").tensors(LATENTS, {"z": shape})["z"]
 
 
-def hints_of(condition: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Images uint8 (n, k, H, W) -> hints bool (n, 1, H, W)."""
+def hints_of(
+    condition: Callable[[Tensor], Tensor], images: Tensor, given: Tensor | None = None
+) -> Tensor:
+    """Hints bool (n, 1, H, W) of images uint8 (n, k, H, W): those `given` with them, else what is found."""
+    if given is not None:
+        return given
     parts = images.split(1000)
     batches = progress(parts, desc="hints", unit_scale=1000, unit="image", leave=False)
     return torch.cat([condition(batch) for batch in batches])

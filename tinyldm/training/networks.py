@@ -63,7 +63,7 @@ class ControlConfig:
 
     format: Literal[1]
     controlnet: ControlNetConfig
-    condition: Literal["canny", "silhouette"]
+    condition: Literal["canny", "silhouette", "given"]
     base_sha256: str  # identity of the base that it was trained on
 
 

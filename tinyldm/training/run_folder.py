@@ -17,6 +17,7 @@ import torch
 from tinyldm.data import load
 from tinyldm.data.dataset import Dataset
 from tinyldm.data.emoji import find_font, font_checksum
+from tinyldm.data.folder import channels_of, folder_checksum, folder_dataset
 from tinyldm.ldm import LatentDiffusion
 from tinyldm.support import files
 from tinyldm.support.decode import decode
@@ -29,6 +30,7 @@ from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_bas
 from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, MachineSettings
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+OF_FOLDERS = "channels", "background", "conditioning_image_column", "skip_bad_images"
 REPLACING = "replacing.json"  # in a run that is to replace the one which stands aside
 # what trainings write into a run folder
 OURS = (
@@ -62,6 +64,14 @@ def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dic
         content["font_sha256"] = font_checksum(settings.data.data_dir)
     else:
         del data["views"]  # the others have none, and runs from before there were views are resumed
+    if settings.data.folder:
+        data["dataset"] = str(files.real(settings.data.folder))
+        content["folder_sha256"] = folder_checksum(
+            settings.data.folder, settings.data.conditioning_image_column
+        )
+    else:
+        for name in OF_FOLDERS:
+            del data[name]
     return content
 
 
@@ -71,6 +81,8 @@ def flat(settings: dict, prefix: str = "") -> dict[str, object]:
     for key, value in settings.items():
         below = isinstance(value, dict)
         found |= flat(value, f"{prefix}{key}.") if below else {prefix + key: value}
+    if "folder_sha256" in found:
+        del found["data.dataset"]  # only how its path is spelled
     return {key: value for key, value in found.items() if key.split(".")[-1] not in FREE}
 
 
@@ -298,9 +310,17 @@ def complete(out: Path) -> None:
                 plot_losses(out)
 
 
-def load_data(settings: DataSettings, *splits: str, held_out: bool = False) -> list[Dataset]:
-    """Splits of a dataset, with its held-out pairs or without. Raises UserError."""
+def load_data(
+    settings: DataSettings, *splits: str, held_out: bool = False, channels: int = 0
+) -> list[Dataset]:
+    """Splits of a dataset, with its held-out pairs or without; `channels` 0 leaves them to it. UserError."""
     s = settings
+    if s.folder:
+        column = s.conditioning_image_column
+        how = s.resolution, s.limit, s.background, column, s.skip_bad_images
+        channels = channels or {"grey": 1, "rgb": 3, "auto": 0}[s.channels]
+        channels = channels or channels_of(s.folder, *how)
+        return [folder_dataset(s.folder, split, *how, channels) for split in splits]
     sizes = s.resolution, s.data_dir, s.limit, held_out, s.views
     return [load(s.dataset, split, *sizes) for split in splits]
 
@@ -308,13 +328,16 @@ def load_data(settings: DataSettings, *splits: str, held_out: bool = False) -> l
 def data_settings(base: Path) -> DataSettings:
     """What a base was trained on; a folder of data that has gone is left open. Raises UserError.
 
-    It must be the same version of the font, if it was a font.
+    It must be the same version of the font, if it was a font, and the same pictures, if it was a folder.
     """
     sealed = Sealed(base, NO_BASE)
     with files.expecting("the settings of a base", base / SETTINGS, NO_BASE):
         content = json.loads(sealed.read(SETTINGS))
-        values = {"views": DataSettings.views, **content["data"]}  # only emoji's runs tell them
-        data: DataSettings = decode(DataSettings, values)
+        known = asdict(DataSettings())  # not all are told of every dataset
+        folder = Path(content["data"]["dataset"]) if "folder_sha256" in content else None
+        if folder and not folder.is_dir():
+            raise UserError(f"{base}: was trained on {folder}, which is gone; put it back")
+        data: DataSettings = decode(DataSettings, {**known, **content["data"]})
         font = content.get("font_sha256")
     there = data.data_dir and os.path.isdir(data.data_dir)
     data = data if there else replace(data, data_dir=None)
@@ -323,6 +346,11 @@ def data_settings(base: Path) -> DataSettings:
             f"{find_font(data.data_dir)}: not the version of the font that {base} was trained on"
         )
         raise UserError(f"{other}; set TINYLDM_DATA to a folder with that, or train anew")
+    if folder and content["folder_sha256"] != folder_checksum(
+        folder, data.conditioning_image_column
+    ):
+        changed = "its pictures or captions have changed since"
+        raise UserError(f"{folder}: {changed} {base} was trained on it; train anew")
     return data
 
 
@@ -340,7 +368,8 @@ def load_run(
     """
     data = data_settings(base)
     data = data if augmented else replace(data, views=1)
-    ldm, every = load_base(base), load_data(data, *splits, held_out=held_out)
+    ldm = load_base(base)
+    every = load_data(data, *splits, held_out=held_out, channels=ldm.vae.config.image_channels)
     expected = (ldm.vae.config.image_channels, ldm.resolution, ldm.resolution)
     if (found := tuple(every[0].images.shape[1:])) != expected:
         raise UserError(

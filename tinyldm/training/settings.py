@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
+from PIL import ImageColor
 from tyro.conf import Fixed, arg
 
 from tinyldm.controlnet import ControlNetConfig
@@ -46,9 +47,10 @@ def downsampling(vae: VAEConfig, unet: UNetConfig) -> int:
 class DataSettings:
     """What to train on."""
 
-    dataset: DatasetName = "fashion-mnist"
-    """Fashion-MNIST, or emoji in eight colours (both are fetched if they are not here, emoji on Debian and
-    Ubuntu only), or drawn shapes (needs no files)."""
+    dataset: str = "fashion-mnist"
+    """fashion-mnist, or emoji in eight colours (both are fetched if they are not here, emoji on Debian and
+    Ubuntu only), or drawn shapes (needs no files); or the path of a folder of pictures, with metadata.jsonl or
+    metadata.csv (file_name, text), or with a folder for each class."""
     data_dir: Path | None = None
     """Folder with Fashion-MNIST's four idx files, or the font NotoColorEmoji.ttf; by default $TINYLDM_DATA,
     then the usual places."""
@@ -58,8 +60,29 @@ class DataSettings:
     """Use only the first N images of each split; 0 means all."""
     views: int = 8
     """Versions of each training drawing, of emoji only: as it is, then flipped, turned, scaled and shifted."""
+    channels: Literal["auto", "grey", "rgb"] = "auto"
+    """Of a folder's pictures; auto is grey if all training pictures are."""
+    background: str = "white"
+    """What a folder's transparent pictures are put on: the name of a colour, or #rrggbb."""
+    conditioning_image_column: str = "conditioning_image_file_name"
+    """The metadata's column of hints for the ControlNet, white on black; without it they are found in the
+    pictures."""
+    skip_bad_images: bool = False
+    """Leave out pictures of a folder that cannot be read, and say how many."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of pictures, unless it is one of the known datasets."""
+        return None if self.dataset in get_args(DatasetName) else Path(self.dataset)
 
     def __post_init__(self) -> None:
+        if self.folder and not self.folder.is_dir():
+            known = ", ".join(get_args(DatasetName))
+            raise ValueError(f"dataset {self.dataset}: neither a folder nor one of {known}")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise ValueError(f"background {self.background}: no colour; try white") from error
         within(self, 0, MOST, "limit")
         within(self, 1, 64, "views")
         within(self, 32, 4096, "resolution")
