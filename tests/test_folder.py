@@ -1,0 +1,303 @@
+"""A user's own folder: metadata, pictures of every kind, splits that never move."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinyldm.data import folder as folder_file
+from tinyldm.data.folder import (
+    channels_of,
+    folder_checksum,
+    folder_dataset,
+    items_of,
+    read_split,
+    split_of,
+)
+from tinyldm.support.errors import UserError
+from tinyldm.training.run_folder import load_data
+from tinyldm.training.settings import DataSettings
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    read_split.cache_clear()
+
+
+def picture(path: Path, colour=(200, 30, 40), size=(40, 30), mode="RGB", **how) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, **how)
+    return path
+
+
+def described(folder: Path, rows: list, name="metadata.jsonl", before="", between="\n") -> Path:
+    folder.mkdir(exist_ok=True)
+    text = before + between.join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+    (folder / name).write_bytes(text.encode())
+    return folder
+
+
+def pictures(folder: Path, n: int = 40) -> list[str]:
+    return [picture(folder / f"{i}.png", (i, 2 * i, 3 * i)).name for i in range(n)]
+
+
+# ---------------------------------------------------------------- metadata
+
+
+def test_metadata_gives_captions_in_the_order_of_names(tmp_path):
+    names = pictures(tmp_path, 3)
+    described(tmp_path, [{"file_name": n, "text": f" picture {n} "} for n in reversed(names)])
+    assert [(i.name, i.caption) for i in items_of(tmp_path)] == [(n, f"picture {n}") for n in names]
+
+
+@pytest.mark.parametrize("between", ["\n", "\r\n"])
+@pytest.mark.parametrize("before", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_line_ends_byte_order_marks_spaces_and_umlauts_are_read(tmp_path, name, before, between):
+    file = picture(tmp_path / "süß und groß.png").name
+    rows = [{"file_name": file, "text": "ein Äpfelchen, rot"}]
+    if name.endswith("csv"):
+        rows = ["file_name,text", f'{file},"ein Äpfelchen, rot"', ""]
+    described(tmp_path, rows, name, before, between)
+    assert items_of(tmp_path) == [(file, "ein Äpfelchen, rot", "", "")]
+
+
+def test_a_caption_may_be_missing(tmp_path, capsys):
+    names = pictures(tmp_path, 4)
+    rows = [{"file_name": n} | ({"text": t} if t != "-" else {})
+            for n, t in zip(names, ("-", None, " ", "a dog"), strict=True)]  # fmt: skip
+    described(tmp_path, rows)
+    assert [item.caption for item in items_of(tmp_path)] == ["", "", "", "a dog"]
+
+
+WRONG = {
+    '{"file_name": "0.png"': r"metadata\.jsonl, line 2: not a line of JSON",
+    "[1]": r"line 2: not a JSON object",
+    '{"text": "x"}': r"line 2: no file_name",
+    '{"file_name": 3}': r"line 2: no file_name",
+    '{"file_name": "9.png"}': r"line 2: there is no picture .*9\.png",
+    '{"file_name": "0.png"}': r"line 2: 0\.png is listed twice",
+    '{"file_name": "1.png", "text": 3}': r"line 2: text is 3, no text",
+    '{"file_name": "../out.png"}': r"line 2: file_name '\.\./out\.png' lies outside",
+    '{"file_name": "/etc/passwd"}': r"line 2: file_name '/etc/passwd' lies outside",
+    '{"file_name": "link.png"}': r"line 2: file_name 'link\.png' lies outside",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_line_is_named_with_its_file(tmp_path, line):
+    folder = tmp_path / "folder"
+    pictures(folder, 2)
+    picture(tmp_path / "out.png")
+    os.symlink(tmp_path / "out.png", folder / "link.png")
+    described(folder, [{"file_name": "0.png", "text": "a"}, line])
+    with pytest.raises(UserError, match=WRONG[line]) as error:
+        items_of(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+def test_two_metadata_files_and_text_that_is_no_utf8_are_errors(tmp_path):
+    pictures(tmp_path, 1)
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,text\n0.png,\xff\xfe\n")
+    with pytest.raises(UserError, match=r"metadata\.csv: not UTF-8 text.*save it as UTF-8"):
+        items_of(tmp_path)
+    described(tmp_path, [])
+    with pytest.raises(UserError, match=r"has metadata\.jsonl and metadata\.csv; remove one"):
+        items_of(tmp_path)
+
+
+def test_class_folders_are_captions_and_labels(tmp_path):
+    for kind in ("dog", "ice_cream"):
+        for i in range(30):
+            picture(tmp_path / kind / f"{i}.png", (i, 0, 0))
+    picture(tmp_path / ".cache" / "x.png")
+    (tmp_path / "dog" / "notes.txt").write_text("no picture")
+    assert {i.caption for i in items_of(tmp_path)} == {"a photo of a dog", "a photo of a ice cream"}
+    data = folder_dataset(tmp_path, "train", 8)
+    assert data.names == {"class": ("dog", "ice_cream")}
+    assert [data.names["class"][i] for i in data.labels["class"]] == [
+        c.removeprefix("a photo of a ").replace(" ", "_") for c in data.captions.full()
+    ]
+
+
+def test_a_folder_without_pictures_or_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="has no pictures; give one with pictures"):
+        items_of(tmp_path)
+    with pytest.raises(UserError, match="no folder; give one"):
+        items_of(tmp_path / "none")
+    with pytest.raises(
+        ValueError, match="dataset nothing: neither a folder nor one of fashion-mnist"
+    ):
+        DataSettings("nothing")
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_splits_are_by_name_alone_and_never_move(tmp_path):
+    names = pictures(tmp_path, 60)
+    before = {name: split_of(name) for name in names}
+    found = {s: [i.name for i in read(tmp_path, s)] for s in ("train", "validation", "test")}
+    assert {n: s for s, every in found.items() for n in every} == before
+    (tmp_path / names[0]).unlink()
+    picture(tmp_path / "new.png")
+    read_split.cache_clear()
+    for split, every in found.items():
+        assert {i.name for i in read(tmp_path, split)} - {"new.png"} == set(every) - {names[0]}
+    shares = [split_of(f"{i}.jpg") for i in range(10_000)]
+    assert shares.count("train") == pytest.approx(8000, abs=150)
+    assert shares.count("test") == pytest.approx(1000, abs=120)
+    assert [split_of(f"{i}.png") for i in range(4)] == ["train", "train", "train", "train"]
+
+
+def read(folder: Path, split: str):
+    return read_split(folder, split, 8, 0, "white", folder_file.HINT, False)[2]
+
+
+def test_a_split_without_pictures_is_an_error(tmp_path):
+    picture(tmp_path / "0.png")
+    with pytest.raises(UserError, match="no picture in its test split; add pictures"):
+        folder_dataset(tmp_path, "test", 8)
+
+
+# ---------------------------------------------------------------- pictures
+
+KINDS = {
+    "RGBA": ("png", (200, 30, 40)),
+    "P": ("png", (200, 30, 40)),
+    "CMYK": ("jpg", (200, 30, 40)),
+    "LA": ("png", None),
+    "L": ("png", None),
+    "1": ("png", (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("mode", KINDS)
+def test_pictures_of_every_mode_come_in_their_colours(tmp_path, mode):
+    ending, colour = KINDS[mode]
+    picture(tmp_path / f"0.{ending}", mode=mode)
+    image = folder_dataset(tmp_path, split_of(f"0.{ending}"), 8).images[0].float()
+    grey = torch.tensor([0.299, 0.587, 0.114]) @ torch.tensor([200.0, 30, 40])
+    expected = torch.tensor(colour or [grey] * 3).float()
+    if mode == "1":
+        assert set(image.unique().tolist()) <= set(range(256))
+    else:
+        assert (image - expected[:, None, None]).abs().max() <= 8  # a palette is dithered
+
+
+def test_sixteen_bits_are_scaled_and_turned_pictures_turned(tmp_path):
+    Image.fromarray(np.full((9, 9), 30000, np.uint16)).save(tmp_path / "0.png")
+    exif = Image.Exif()
+    exif[274] = 6  # turned right
+    half = Image.new("L", (8, 8), 0)
+    half.paste(255, (0, 0, 8, 4))  # bright above
+    half.save(tmp_path / "1.png", exif=exif)
+    images = folder_dataset(tmp_path, "train", 8).images
+    assert (images[0] == 30000 // 257).all()
+    assert (
+        images[1, :, :, 4:].min() == 255 and images[1, :, :, :4].max() == 0
+    )  # bright at the right
+
+
+def test_transparent_pictures_are_put_on_a_ground(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8) + np.array([9, 9, 9, 0], np.uint8)).save(
+        tmp_path / "0.png"
+    )
+    for ground, value in (("white", 255), ("black", 0), ("#808080", 128)):
+        assert (folder_dataset(tmp_path, "train", 8, ground=ground).images == value).all()
+    with pytest.raises(ValueError, match="background beige-ish: no colour; try white"):
+        DataSettings(background="beige-ish")
+
+
+def test_the_middle_square_is_scaled(tmp_path):
+    image = np.zeros((16, 32), np.uint8)
+    image[:, 8:24], image[:, :8] = 200, 100
+    Image.fromarray(image).save(tmp_path / "0.png")
+    assert (folder_dataset(tmp_path, "train", 8).images == 200).all()
+
+
+def test_channels_are_those_of_the_training_pictures(tmp_path):
+    for i in range(40):
+        picture(tmp_path / f"{i}.png", (i, i, i))
+    settings = DataSettings(str(tmp_path), resolution=32)
+    assert [d.images.shape[1] for d in load_data(settings, "train", "validation")] == [1, 1]
+    assert load_data(settings, "test", channels=3)[0].images.shape[1] == 3
+    picture(tmp_path / "0.png", (255, 0, 0))
+    read_split.cache_clear()
+    assert channels_of(tmp_path, 8, 0, "white", folder_file.HINT, False) == 3
+    assert load_data(settings, "validation")[0].images.shape[1] == 3
+
+
+BAD = {"zero": b"", "html": b"<html><body>not found</body></html>", "cut": None}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_broken_picture_is_named_or_skipped_and_counted(tmp_path, capsys, kind):
+    names = pictures(tmp_path, 12)
+    whole = (tmp_path / "3.png").read_bytes()
+    for name in names[3:10]:
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2] if BAD[kind] is None else BAD[kind])
+    count = sum(split_of(name) == "train" for name in names)
+    broken = sum(split_of(name) == "train" for name in names[3:10])
+    with pytest.raises(UserError, match=r"3\.png: .*picture.*; or give --skip-bad-images"):
+        folder_dataset(tmp_path, "train", 8)
+    capsys.readouterr()
+    data = folder_dataset(tmp_path, "train", 8, skip=True)
+    assert len(data) == count - broken
+    told = capsys.readouterr().err
+    assert told.count("it is skipped") == min(5, broken)
+    assert (f"{broken} pictures are skipped in all" in told) == (broken > 5)
+    kept = [n for n in names if split_of(n) == "train" and n not in names[3:10]]
+    assert [int(x) for x in data.images[:, 0, 0, 0]] == [int(Path(n).stem) for n in sorted(kept)]
+
+
+# ---------------------------------------------------------------- hints
+
+
+def test_hints_may_come_with_the_pictures(tmp_path):
+    names, rows = pictures(tmp_path, 20), []
+    for i, name in enumerate(names):
+        edges = Image.new("L", (30, 30), 0)
+        edges.paste(255, (i % 7, 0, i % 7 + 5, 30))
+        (tmp_path / "hints").mkdir(exist_ok=True)
+        edges.save(tmp_path / "hints" / name)
+        rows.append({"file_name": name, "text": "x", "drawing": f"hints/{name}"})
+    described(tmp_path, rows)
+    data = folder_dataset(tmp_path, "train", 30, column="drawing")
+    assert data.hints.dtype == torch.bool and data.hints.shape == (len(data), 1, 30, 30)
+    for hint, name in zip(
+        data.hints, sorted(n for n in names if split_of(n) == "train"), strict=True
+    ):
+        start = int(Path(name).stem) % 7
+        assert hint[0, :, start : start + 5].all() and hint.sum() == 150
+    assert torch.equal(data.subset(torch.tensor([2])).hints, data.hints[[2]])
+    assert folder_dataset(tmp_path, "train", 30).hints is None
+    del rows[0]["drawing"]
+    described(tmp_path, rows)
+    read_split.cache_clear()
+    with pytest.raises(UserError, match="some pictures have a drawing and some have not"):
+        folder_dataset(tmp_path, "train", 30, column="drawing")
+
+
+def test_what_identifies_a_folder(tmp_path):
+    names = pictures(tmp_path, 3)
+    before = folder_checksum(tmp_path)
+    assert folder_checksum(tmp_path) == before
+    os.utime(tmp_path / names[0], (1, 1))
+    assert folder_checksum(tmp_path) == before
+    described(tmp_path, [{"file_name": n, "text": "a dog"} for n in names])
+    captioned = folder_checksum(tmp_path)
+    (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes() + b"0")
+    assert len({before, captioned, folder_checksum(tmp_path)}) == 3
+
+
+def test_many_pictures_are_decoded_by_processes(tmp_path, monkeypatch):
+    pictures(tmp_path, 30)
+    alone = folder_dataset(tmp_path, "train", 8)
+    monkeypatch.setattr(folder_file, "processes", lambda n: 2)
+    read_split.cache_clear()
+    assert torch.equal(folder_dataset(tmp_path, "train", 8).images, alone.images)
