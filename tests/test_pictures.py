@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import struct
 import zlib
 from unittest.mock import Mock
@@ -15,17 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from tinyldm import sample
-from tinyldm.data.conditions import canny
-from tinyldm.data.pictures import (
-    drawable,
-    hint_image,
-    read_edges,
-    read_image,
-    save_grid,
-    save_image,
-)
+from tinyldm.data.pictures import drawable, hint_image, read_image, save_grid, save_image
 from tinyldm.support.errors import UserError
+
+NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 
 
 def encoded(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
@@ -130,8 +122,11 @@ def test_modes_of_all_kinds_give_the_same_grey(tmp_path):
             assert (values.int() - 128).abs().max() <= 1, mode
 
 
-def test_transparency_is_ignored(tmp_path):
-    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(tmp_path / "p.png")
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white_whatever_is_under_it(tmp_path, mode):
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).convert(mode).save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png", 3, 8)[0, :, 0, 0].tolist() == [255, 255, 255]
+    Image.new("RGBA", (8, 8), (200, 100, 50, 255)).save(tmp_path / "p.png")
     assert read_image(tmp_path / "p.png", 3, 8)[0, :, 0, 0].tolist() == [200, 100, 50]
 
 
@@ -175,102 +170,6 @@ def test_the_middle_square_is_read_and_scaled_by_area_or_bilinearly(tmp_path):
     assert (halved - torch.from_numpy(means)).abs().max() <= 1  # rounded along each axis
     smooth = Image.fromarray(middle).resize((32, 32), BILINEAR)
     assert np.array_equal(read_image(tmp_path / "p.png", 1, 32)[0, 0], np.asarray(smooth))
-
-
-# ---------------------------------------------------------------- edge maps
-
-
-def garments(n: int) -> torch.Tensor:
-    """Edge maps bool (n, 1, 32, 32) of blurred figures."""
-    rng, images = np.random.default_rng(0), []
-    for _ in range(n):
-        image = np.zeros((32, 32), dtype=np.uint8)
-        for x, y, r in rng.integers(6, 26, (3, 3)):
-            cv2.circle(image, (int(x), int(y)), int(r) // 2, int(rng.integers(80, 256)), -1)
-        images.append(image)
-    return canny(torch.from_numpy(np.stack(images))[:, None])
-
-
-def f1(a: torch.Tensor, b: torch.Tensor) -> float:
-    return 2 * (a & b).sum().item() / (a.sum() + b.sum()).item()
-
-
-def read_again(path, edges: torch.Tensor, size: int, kernel, kind: str = "PNG", **options):
-    """What `read_edges` makes of an edge map that was enlarged to `size` and stored."""
-    picture = Image.fromarray(edges[0].numpy().astype(np.uint8) * 255)
-    picture.resize((size, size), kernel).save(path, kind, **options)
-    return read_edges(path, 32)
-
-
-NEAREST, BILINEAR, BICUBIC = (Image.Resampling[n] for n in ("NEAREST", "BILINEAR", "BICUBIC"))
-
-
-@pytest.mark.parametrize("size", [32, 64, 96, 128, 224, 256, 500, 1024])
-@pytest.mark.parametrize("quality", [None, 50, 95])
-def test_an_enlarged_edge_map_comes_back_exactly_from_a_jpeg_too(tmp_path, size, quality):
-    for edges in garments(5):
-        options = {"kind": "JPEG", "quality": quality} if quality else {}
-        assert torch.equal(read_again(tmp_path / "e", edges, size, NEAREST, **options)[0], edges)
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel", "least"),
-    [
-        (64, BILINEAR, 0.97),
-        (96, BILINEAR, 1.0),
-        (64, BICUBIC, 1.0),
-        (96, BICUBIC, 1.0),
-        (128, BILINEAR, 0.85),
-        (256, BILINEAR, 0.85),
-    ],
-)
-def test_a_smoothly_enlarged_edge_map_stays_thin(tmp_path, size, kernel, least):
-    for edges in garments(10):
-        assert f1(read_again(tmp_path / "e.png", edges, size, kernel)[0], edges) >= least
-
-
-def test_a_dark_grey_background_is_no_edge(tmp_path):
-    edges = garments(1)[0, 0].numpy()
-    Image.fromarray(np.where(edges, 255, 3).astype(np.uint8)).save(tmp_path / "e.png")
-    assert np.array_equal(read_edges(tmp_path / "e.png", 32)[0, 0], edges)
-
-
-def test_what_is_brighter_than_six_tenths_of_white_is_an_edge(tmp_path):
-    colours = [
-        (153,) * 3,
-        (154,) * 3,
-        (255, 0, 0),
-        (0, 255, 0),
-        (0, 0, 255),
-    ]  # green is 150, as grey
-    for colour, found in zip(colours, (False, True, False, False, False), strict=True):
-        Image.new("RGB", (32, 32), colour).save(tmp_path / "e.png")
-        cells = read_edges(tmp_path / "e.png", 32)
-        assert cells.shape == (1, 1, 32, 32) and (cells == found).all()
-
-
-@pytest.mark.parametrize("size", [100, 256, 500, 512])
-def test_a_line_of_one_pixel_turns_on_the_cells_it_crosses_and_no_other(tmp_path, size):
-    canvas, y = np.zeros((size, size), dtype=np.uint8), size // 2
-    canvas[y] = 255
-    Image.fromarray(canvas).save(tmp_path / "e.png")
-    hint = read_edges(tmp_path / "e.png", 32)[0, 0]
-    assert hint[int((y + 0.5) * 32 / size)].all() and hint.sum() == 32
-
-
-def test_a_smaller_edge_map_is_enlarged_without_holes(tmp_path):
-    edges = garments(1)[:, :, ::2, ::2]
-    Image.fromarray(edges[0, 0].numpy()).save(tmp_path / "e.png")
-    expected = edges.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert torch.equal(read_edges(tmp_path / "e.png", 32), expected)
-
-
-def test_black_on_white_and_empty_edge_maps_are_noted(tmp_path, ldm, capsys):
-    for value, words in ((255, "more than half of .* black on white"), (0, "has no edges")):
-        Image.new("L", (64, 64), value).save(tmp_path / "e.png")
-        sample.read_hint(tmp_path / "e.png", ldm, "canny", is_edges=True)
-        err = capsys.readouterr().err
-        assert re.search(words, err) and err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- writing

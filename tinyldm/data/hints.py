@@ -161,7 +161,8 @@ def read_hint(
     ink, inverted = ink_of(square)
     mask, contrast, explained = two_tones(ink)
     if kind == "auto":
-        kind = "edges" if condition == GIVEN else kind_of(mask, contrast, explained, resolution)
+        told = kind_of(mask, contrast, explained, resolution)
+        kind = {"canny": told, GIVEN: "edges"}.get(condition, "photo")
     notes = []
     if kind == "photo" and condition == GIVEN:
         raise UserError(
