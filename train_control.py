@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
-from tinyldm.data.conditions import CONDITIONS, GIVEN
+from tinyldm.data.conditions import Condition
 from tinyldm.data.dataset import Columns, Tokens, drop_captions
 from tinyldm.ldm import Control
 from tinyldm.support.command_line import parse_with_preset, run_command
@@ -44,8 +44,9 @@ def main(settings: ControlSettings) -> None:
         machine.place(ldm, controlnet)
         with open_run(settings, machine) as checkpoints:
             out = checkpoints.folder
-            name = settings.condition if data.hints is None else GIVEN
-            find = partial(hints_of, CONDITIONS[settings.condition])
+            name = settings.condition if data.hints is None else "given"
+            condition = Condition(name, settings.canny_low, settings.canny_high)
+            find = partial(hints_of, condition)
             z_0, hints = cached_latents(base, ldm, data.images), find(data.images, data.hints)
 
             def noise_loss(z_0: Tensor, hint: Tensor, tokens: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def main(settings: ControlSettings) -> None:
 
             hint = save_examples(out / "hints", validation)[0]
             if machine.team.rank == 0:
-                save_control(out, controlnet, name, base_sha256)
+                save_control(out, controlnet, condition, base_sha256)
     sample = f"python -m tinyldm.sample --base {base} --control {settings.out} --hint {hint}"
     print(f'{settings.out}: done. Next:\n    {sample} --prompt "{validation.captions.full()[0]}"')
 

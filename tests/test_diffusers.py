@@ -12,6 +12,7 @@ from conftest import SD15_CONTROLNET, SD15_UNET, SD15_VAE, randomise
 diffusers = pytest.importorskip("diffusers")
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig  # noqa: E402
+from tinyldm.data.conditions import Condition
 from tinyldm.diffusers_io import import_controlnet, import_unet, import_vae  # noqa: E402
 from tinyldm.diffusers_io.__main__ import Export, Import, main  # noqa: E402
 from tinyldm.diffusers_io.clip import load_stable_diffusion  # noqa: E402
@@ -309,7 +310,7 @@ def runs(tmp_path_factory):
     files.write_json(folder / "base" / "settings.json", {})
     save_base(folder / "base", ldm)
     controlnet = randomise(ControlNet(ldm.unet, HINTS), std=0.03)
-    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
+    save_control(folder / "control", controlnet, Condition(), base_checksum(folder / "base"))
     main(Export(folder / "exported", folder / "base", folder / "control"))
     return folder
 

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
+from tinyldm.data.conditions import Condition
 from tinyldm.data.fashion_mnist import read_idx
 from tinyldm.data.pictures import read_image
 from tinyldm.diffusion import Schedule
@@ -350,7 +351,7 @@ def run(tmp_path_factory) -> Path:
     files.write_json(folder / "base" / "settings.json", chosen)
     save_base(folder / "base", ldm, torch.randn(4, *ldm.latent_shape))
     controlnet = randomise(ControlNet(ldm.unet, ControlNetConfig(1, (4, 4, 8))))
-    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
+    save_control(folder / "control", controlnet, Condition(), base_checksum(folder / "base"))
     return folder
 
 
@@ -870,7 +871,7 @@ def test_a_control_whose_levels_are_not_those_of_the_autoencoder_is_refused(run,
     save_control(
         control,
         ControlNet(ldm.unet, ControlNetConfig(1, (4, 8))),
-        "canny",
+        Condition(),
         base_checksum(run / "base"),
     )
     said = f"{control}/config.json (4, 8): give 3, as many as the autoencoder has"

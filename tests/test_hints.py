@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tinyldm.data import load
-from tinyldm.data.conditions import canny
+from tinyldm.data.conditions import Condition, canny
 from tinyldm.data.hints import cells_of, is_edge_map, read_hint, thinned
 from tinyldm.support.errors import UserError
 
@@ -143,11 +143,11 @@ def test_a_photo_is_read_by_the_condition_and_transparency_hides_what_is_under_i
 def test_other_conditions_read_photos_and_given_ones_edge_maps(tmp_path):
     edges = outlines(1)[0]
     enlarged(edges, 64).save(tmp_path / "p.png")
-    assert read_hint(tmp_path / "p.png", 1, 32, "silhouette").kind == "photo"
-    given = read_hint(tmp_path / "p.png", 1, 32, "given")
+    assert read_hint(tmp_path / "p.png", 1, 32, Condition("silhouette")).kind == "photo"
+    given = read_hint(tmp_path / "p.png", 1, 32, Condition("given"))
     assert given.kind == "edges" and torch.equal(given.edges[0], edges)
     with pytest.raises(UserError, match=r"p\.png: .*no photo"):
-        read_hint(tmp_path / "p.png", 1, 32, "given", "photo")
+        read_hint(tmp_path / "p.png", 1, 32, Condition("given"), "photo")
 
 
 NOTED = {

@@ -16,7 +16,7 @@ from PIL import Image
 from tinyldm import sample
 from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data import load
-from tinyldm.data.conditions import canny
+from tinyldm.data.conditions import Condition, canny
 from tinyldm.data.dataset import to_float, to_uint8
 from tinyldm.data.pictures import hint_image, save_grid, save_image
 from tinyldm.diffusion import Schedule, seeded
@@ -74,7 +74,7 @@ def runs(tmp_path_factory) -> Path:
         lines = [json.dumps({"stage": stage, "seconds": s}) for stage, s in seconds.items()]
         (folder / name / "metrics.jsonl").write_text("\n".join(lines))
     save_base(folder / "base", ldm)
-    save_control(folder / "control", controlnet, "canny", base_checksum(folder / "base"))
+    save_control(folder / "control", controlnet, Condition(), base_checksum(folder / "base"))
     for i, picture in enumerate(load("shapes", "test", limit=2).images):
         save_image(folder / f"{i}.png", to_float(picture))
     return folder
@@ -248,7 +248,10 @@ def test_a_hint_that_is_edges_is_taken_as_it_is_and_shown_beside_the_result(runs
 
 def test_a_control_of_another_condition_takes_that_of_the_hint(runs, tmp_path):
     save_control(
-        tmp_path / "control", controlnet_of(runs), "silhouette", base_checksum(runs / "base")
+        tmp_path / "control",
+        controlnet_of(runs),
+        Condition("silhouette"),
+        base_checksum(runs / "base"),
     )
     flags = ("--control", tmp_path / "control", "--hint", runs / "0.png")
     shown = tiles(drawn(runs, *QUICK, *flags))[0]

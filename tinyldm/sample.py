@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tinyldm.data.conditions import Condition
 from tinyldm.data.hints import HintKind, read_hint
 from tinyldm.data.pictures import hint_image, save_grid, save_image
 from tinyldm.ldm import Control, LatentDiffusion, Passes, generate, last
@@ -85,7 +86,9 @@ def check(settings: SampleSettings) -> None:
     files.check_writable("--out", out)
 
 
-def read_hints(settings: SampleSettings, ldm: LatentDiffusion, condition: str) -> list[Tensor]:
+def read_hints(
+    settings: SampleSettings, ldm: LatentDiffusion, condition: Condition
+) -> list[Tensor]:
     """Each picture's hint, bool (1, 1, H, W), at the resolution of the base, also written beside the result."""
     hints, channels = [], ldm.vae.config.image_channels
     for i, path in enumerate(settings.hint):

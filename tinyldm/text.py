@@ -47,13 +47,16 @@ class Tokenizer:
         self.token = {word: i for i, word in enumerate(vocabulary)}
 
     @classmethod
-    def from_captions(cls, captions: Iterable[str], length: int, most: int = 10_000) -> "Tokenizer":
-        """A tokenizer that knows the `most` frequent words of the captions, alphabetically."""
+    def from_captions(
+        cls, captions: Iterable[str], length: int, most: int = 10_000, least: int = 1
+    ) -> "Tokenizer":
+        """A tokenizer that knows the `most` frequent words of the captions, of those there `least` times."""
         counts: Counter[str] = Counter()
         for caption, number in Counter(captions).items():
             for word in words(caption):
                 counts[word] += number
-        return cls([PAD, UNKNOWN, *sorted(word for word, _ in counts.most_common(most))], length)
+        known = sorted(word for word, number in counts.most_common(most) if number >= least)
+        return cls([PAD, UNKNOWN, *known], length)
 
     def encode(self, captions: list[str]) -> Tensor:
         """Captions -> tokens (b, l), long, cut or padded to l; "" is all padding, the null prompt."""

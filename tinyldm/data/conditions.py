@@ -1,6 +1,7 @@
 """Conditions: functions from images to the hints that a ControlNet is given."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,5 +25,21 @@ def silhouette(images: Tensor) -> Tensor:
     return images.float().mean(1, keepdim=True) > 25.5  # a tenth of white
 
 
-CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {"canny": canny, "silhouette": silhouette}
-GIVEN = "given"  # hints that come with the pictures
+Name = Literal["canny", "silhouette", "given"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What hints are: found in images, or "given" with them; `low` and `high` are Canny's thresholds."""
+
+    name: Name = "canny"
+    low: float = 100
+    high: float = 200
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images uint8 (b, k, H, W) -> hints bool (b, 1, H, W). Raises ValueError for given ones."""
+        if self.name == "given":
+            raise ValueError("hints that are given cannot be found in images")
+        return (
+            silhouette(images) if self.name == "silhouette" else canny(images, self.low, self.high)
+        )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tinyldm.data.conditions import CONDITIONS, GIVEN
+from tinyldm.data.conditions import Condition
 from tinyldm.data.pictures import centred, fitted, flattened, open_picture
 from tinyldm.support.errors import UserError
 
@@ -20,6 +20,7 @@ HintKind = Literal["auto", "photo", "lines", "edges"]
 Grey = NDArray[np.floating[Any]]  # (H, W) in [0, 1]
 Mask = NDArray[np.bool_]  # (H, W)
 
+CANNY = Condition()
 LARGEST = 1024  # pixels that a side of a drawing is read with
 GROUND = 8  # ink is what stands out from its surroundings within an eighth of the picture
 CONTRAST = 0.2  # of ink and ground, from which on there is ink
@@ -148,7 +149,11 @@ def advice(edges: Tensor, kind: str, explained: float) -> list[str]:
 
 
 def read_hint(
-    path: Path, channels: int, resolution: int, condition: str = "canny", kind: HintKind = "auto"
+    path: Path,
+    channels: int,
+    resolution: int,
+    condition: Condition = CANNY,
+    kind: HintKind = "auto",
 ) -> Hint:
     """The hint in the middle square of a picture file. Raises UserError as `open_picture`.
 
@@ -162,14 +167,14 @@ def read_hint(
     mask, contrast, explained = two_tones(ink)
     if kind == "auto":
         told = kind_of(mask, contrast, explained, resolution)
-        kind = {"canny": told, GIVEN: "edges"}.get(condition, "photo")
+        kind = {"canny": told, "given": "edges"}.get(condition.name, "photo")
     notes = []
-    if kind == "photo" and condition == GIVEN:
+    if kind == "photo" and condition.name == "given":
         raise UserError(
             f"{path}: this ControlNet wants a hint like those it was trained on, no photo"
         )
     if kind == "photo":
-        edges = CONDITIONS[condition](fitted(flattened(square), channels, resolution))
+        edges = condition(fitted(flattened(square), channels, resolution))
     else:
         cells = drawn(mask, resolution, kind)
         edges = rearrange(torch.from_numpy(cells), "H W -> 1 1 H W")

@@ -13,6 +13,7 @@ import torch
 from tyro.conf import Positional
 
 from tinyldm.controlnet import ControlNet
+from tinyldm.data.conditions import Condition
 from tinyldm.diffusers_io.configurations import (
     controlnet_entries,
     scheduler_entries,
@@ -136,7 +137,7 @@ def import_run(settings: Import) -> None:
         save_base(new, ldm)
     if controlnet:
         with files.whole_folder(control) as new:
-            save_control(new, controlnet, "canny", base_checksum(base))
+            save_control(new, controlnet, Condition(), base_checksum(base))
 
 
 def main(settings: Export | Import) -> None:

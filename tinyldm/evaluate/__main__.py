@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.controlnet import ControlNet
-from tinyldm.data.conditions import CONDITIONS, canny
+from tinyldm.data.conditions import Condition, canny
 from tinyldm.data.dataset import Dataset, to_float, to_uint8
 from tinyldm.evaluate.compare import compare
 from tinyldm.evaluate.judge import load_judge
@@ -176,11 +176,11 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
         raise UserError(
             f"{s.base}: its --limit leaves {len(test)} test images; {FEWEST} are needed"
         )
-    found = load_control(s.control, s.base, ldm, s.transfer) if s.control else (None, "canny")
-    controlnet, name = found
+    found = load_control(s.control, s.base, ldm, s.transfer) if s.control else (None, Condition())
+    controlnet, condition = found
     machine.place(ldm, *([controlnet] if controlnet else []))
     dataset = dataset_of(s.base)
-    panel = Panel(test, load_judge(dataset), CONDITIONS[name], s.n, s.seed)
+    panel = Panel(test, load_judge(dataset), condition, s.n, s.seed)
     how: Row = {"guidance": s.guidance, "steps": s.steps}
     sample = partial(sample_images, ldm, machine=machine, seed=s.seed, **how)
     x_hat = reconstruct(ldm.vae, panel.data.images)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyldm.data.conditions import CONDITIONS
 from tinyldm.data.dataset import Dataset
 from tinyldm.data.pictures import Rows, hint_image, save_animation, save_grid
 from tinyldm.diffusion import seeded
@@ -146,7 +145,7 @@ def main(settings: GallerySettings) -> None:
         controlnet, condition = load_control(s.control, s.base, ldm, s.transfer)
         machine.place(ldm, controlnet)
         picked = first_of_each(test.origins, s.rows)
-        hints = CONDITIONS[condition](test.images[picked])
+        hints = condition(test.images[picked])
         prompts = [in_every_colour(test, i) for i in picked]
         name, values = [*test.names.items()][1]
         labels = [of[0].replace(values[0], f"[{name}]") for of in prompts]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
+from tinyldm.data.conditions import Condition, Name
 from tinyldm.data.dataset import Dataset
 from tinyldm.diffusion import Schedule
 from tinyldm.ldm import LatentDiffusion
@@ -63,8 +64,10 @@ class ControlConfig:
 
     format: Literal[1]
     controlnet: ControlNetConfig
-    condition: Literal["canny", "silhouette", "given"]
+    condition: Name
     base_sha256: str  # identity of the base that it was trained on
+    canny_low: float = Condition.low
+    canny_high: float = Condition.high
 
 
 def save_weights(path: Path, network: nn.Module) -> str:
@@ -89,8 +92,9 @@ def build_base(settings: BaseSettings, data: Dataset) -> LatentDiffusion:
     """An untrained model, a function of the seed; what must agree with the data comes from the data."""
     torch.manual_seed(settings.run.seed)
     captions = data.captions.all()
-    length = settings.text.length or max(len(words(caption)) for caption in set(captions))
-    tokenizer = Tokenizer.from_captions(captions, length)
+    longest = max(len(words(caption)) for caption in set(captions))
+    length = settings.text.length or min(64, max(1, longest))
+    tokenizer = Tokenizer.from_captions(captions, length, least=settings.min_count)
     vae = VAE(replace(settings.vae, image_channels=data.images.shape[1]))
     size = settings.data.resolution
     return LatentDiffusion.build(vae, tokenizer, settings.text, settings.unet, size)
@@ -149,10 +153,13 @@ def base_checksum(folder: Path) -> str:
     return Sealed(folder, NO_BASE).identity(SETTINGS, LATENTS)
 
 
-def save_control(folder: Path, controlnet: ControlNet, condition: str, base_sha256: str) -> None:
-    """Write a ControlNet, the name of its condition, the identity of its base, and the manifest."""
-    config = {"controlnet": asdict(controlnet.config), "condition": condition}
-    content = {"format": FORMAT, **config, "base_sha256": base_sha256}
+def save_control(
+    folder: Path, controlnet: ControlNet, condition: Condition, base_sha256: str
+) -> None:
+    """Write a ControlNet, its condition, the identity of its base, and the manifest."""
+    config = {"controlnet": asdict(controlnet.config), "condition": condition.name}
+    limits = {"canny_low": condition.low, "canny_high": condition.high}
+    content = {"format": FORMAT, **config, "base_sha256": base_sha256, **limits}
     sums = {CONFIG: files.write_json(folder / CONFIG, content)}
     file = "controlnet.safetensors"
     seal_run(folder, sums | {file: save_weights(folder / file, controlnet)})
@@ -166,8 +173,8 @@ def check_steps(steps: int, ldm: LatentDiffusion) -> None:
 
 def load_control(
     folder: Path, base: Path, ldm: LatentDiffusion, transfer: bool = False
-) -> tuple[ControlNet, str]:
-    """Load what `save_control` wrote: the ControlNet, frozen, and the name of its condition.
+) -> tuple[ControlNet, Condition]:
+    """Load what `save_control` wrote: the ControlNet, frozen, and its condition.
 
     Raises UserError naming the file that is wrong, or if it was trained on another base than this;
     with `transfer` that is a note on stderr.
@@ -184,7 +191,7 @@ def load_control(
         empty = ControlNet(UNet(ldm.unet.config), config.controlnet)
     path = folder / "controlnet.safetensors"
     controlnet = load_weights(path, empty, sealed.checksum(path.name), NO_CONTROL)
-    return controlnet, config.condition
+    return controlnet, Condition(config.condition, config.canny_low, config.canny_high)
 
 
 def check_levels(what: Path | str, config: ControlNetConfig, ldm: LatentDiffusion) -> None:

@@ -30,6 +30,7 @@ from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_bas
 from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, MachineSettings
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NEW = {"min_count", "canny_low", "canny_high"}
 OF_FOLDERS = "channels", "background", "conditioning_image_column", "skip_bad_images"
 REPLACING = "replacing.json"  # in a run that is to replace the one which stands aside
 # what trainings write into a run folder
@@ -54,6 +55,9 @@ def described(settings: BaseSettings | ControlSettings, machine: Machine) -> dic
     for fit in (content[name] for name in ("fit", "vae_fit") if name in content):
         if fit["lr_scheduler"] == "cosine":
             del fit["lr_scheduler"]  # runs from before there was another are resumed
+    for name in NEW & content.keys():  # runs from before there were these are resumed
+        if content[name] == getattr(type(settings), name):
+            del content[name]
     if isinstance(settings, ControlSettings):
         content["base_sha256"] = base_checksum(settings.base)
         return content

@@ -9,6 +9,7 @@ from PIL import ImageColor
 from tyro.conf import Fixed, arg
 
 from tinyldm.controlnet import ControlNetConfig
+from tinyldm.data.conditions import Condition
 from tinyldm.text import TextConfig
 from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
@@ -215,6 +216,8 @@ class BaseSettings:
     unet: UNetSizes = UNetSizes()
     vae_fit: FitSettings = FitSettings()
     fit: Annotated[FitSettings, Flat] = FitSettings()
+    min_count: int = 1
+    """How often a word must be in the training captions to be known; rarer ones are all one unknown word."""
     kl_weight: float = 1e-4
     """Weight of the KL term beside the reconstruction, both as means over elements."""
     caption_drop: float = 0.1
@@ -225,6 +228,7 @@ class BaseSettings:
     def __post_init__(self) -> None:
         within(self, 0, 1, "caption_drop")
         within(self, 0, math.inf, "kl_weight")
+        within(self, 1, MOST, "min_count")
         factor = downsampling(self.vae, self.unet)
         if self.data.resolution % factor:
             raise ValueError(f"resolution {self.data.resolution}: must be a multiple of {factor}")
@@ -242,7 +246,10 @@ class ControlSettings:
     """Run folder: weights, config, pictures, metrics."""
     run: Annotated[RunSettings, Flat] = RunSettings()
     condition: Literal["canny", "silhouette"] = "canny"
-    """How hints are made from images."""
+    """How hints are made from images, unless they come with them."""
+    canny_low: float = Condition.low
+    canny_high: float = Condition.high
+    """Canny's thresholds: an edge starts where the gradient is above the second, and goes on above the first."""
     hint_widths: tuple[int, ...] = (16, 32, 96)
     """Channels of the hint encoder, one per resolution; as many as the VAE has."""
     fit: Annotated[FitSettings, Flat] = FitSettings()
@@ -253,4 +260,6 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         within(self, 0, 1, "caption_drop")
+        within(self, 0, self.canny_high, "canny_low")
+        within(self, 0, 10_000, "canny_high")
         ControlNetConfig(hint_widths=self.hint_widths)
