@@ -12,7 +12,7 @@ from conftest import SD15_CONTROLNET, SD15_UNET, SD15_VAE, randomise
 diffusers = pytest.importorskip("diffusers")
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig  # noqa: E402
-from tinyldm.data.conditions import Condition
+from tinyldm.data.conditions import Condition  # noqa: E402
 from tinyldm.diffusers_io import import_controlnet, import_unet, import_vae  # noqa: E402
 from tinyldm.diffusers_io.__main__ import Export, Import, main  # noqa: E402
 from tinyldm.diffusers_io.clip import load_stable_diffusion  # noqa: E402

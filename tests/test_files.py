@@ -560,7 +560,7 @@ def test_a_base_of_another_version_is_still_a_base(run, tmp_path):
     files.write_json(settings, chosen)
     save_base(tmp_path / "base", load_base(tmp_path / "base"))
     assert data_settings(tmp_path / "base") == data_settings(run / "base")
-    files.write_json(settings, {**chosen, "data": {"dataset": "shapes"}})
+    files.write_json(settings, {**chosen, "data": {"dataset": "shapes", "limit": -1}})
     save_base(tmp_path / "base", load_base(tmp_path / "base"))
     with pytest.raises(UserError, match=r"settings\.json: not the settings of a base"):
         data_settings(tmp_path / "base")

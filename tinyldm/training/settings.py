@@ -249,7 +249,8 @@ class ControlSettings:
     """How hints are made from images, unless they come with them."""
     canny_low: float = Condition.low
     canny_high: float = Condition.high
-    """Canny's thresholds: an edge starts where the gradient is above the second, and goes on above the first."""
+    """Thresholds of Canny: an edge starts where the gradient is above the second, and goes on above the
+    first."""
     hint_widths: tuple[int, ...] = (16, 32, 96)
     """Channels of the hint encoder, one per resolution; as many as the VAE has."""
     fit: Annotated[FitSettings, Flat] = FitSettings()
