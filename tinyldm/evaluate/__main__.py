@@ -15,8 +15,9 @@ from tinyldm.controlnet import ControlNet
 from tinyldm.data.conditions import Condition, canny
 from tinyldm.data.dataset import Dataset, to_float, to_uint8
 from tinyldm.evaluate.compare import compare
-from tinyldm.evaluate.judge import load_judge
+from tinyldm.evaluate.judge import find_judge
 from tinyldm.evaluate.metrics import (
+    Estimate,
     edge_f1,
     estimate,
     frechet_distance,
@@ -29,7 +30,7 @@ from tinyldm.evaluate.metrics import (
 )
 from tinyldm.evaluate.panel import Panel, Sampled, prompt_settings, reconstruct, sample_images
 from tinyldm.evaluate.tables import plain, table
-from tinyldm.ldm import Control, Passes
+from tinyldm.ldm import Control, LatentDiffusion, Passes
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
@@ -43,6 +44,9 @@ Row = dict[str, Any]
 Sample = Callable[..., Tensor]  # `sample_images` of the model, with the settings of `generate`
 CHANCE = "chance_"
 FEWEST = 10  # test images
+LOSS_OF = 256  # of them
+ROOM = 0.05  # between chance and ceiling, from which on GAIN says something
+WORKS = 0.1  # GAIN of a control that works
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ class EvaluateSettings:
 
 
 def distances(features: Tensor, reference: Tensor) -> Row:
-    """FD, kernel distance, precision and recall of images by their features (n, d)."""
+    """FD, kernel distance, precision and recall of images by their features (n, d); nothing without any."""
+    if not features.shape[1]:
+        return {}
     fd, kd = frechet_distance(features, reference), kernel_distance(features, reference)
     precision, recall = precision_recall(features, reference)
     return {"fd": fd, "kd": kd, "precision": precision, "recall": recall}
@@ -108,19 +114,38 @@ def measure_base(sample: Sample, panel: Panel, train: Dataset, seed: int) -> Row
     return row | found
 
 
+def gain_of(found: Sampled, ce: Tensor, origins: Tensor) -> Estimate:
+    return estimate(found.ef0, found.ch, ce, statistic=gain, origins=origins)
+
+
+@torch.no_grad()
+def test_loss(ldm: LatentDiffusion, panel: Panel, controlnet: ControlNet | None) -> float:
+    """The training's loss on images of the panel, with the same noise every time."""
+    n, device = min(LOSS_OF, len(panel)), ldm.device
+    z_0 = ldm.vae.encode(to_float(panel.data.images[:n]).to(device))
+    controls = [Control(controlnet, panel.hints[:n].to(device))] if controlnet else []
+    torch.manual_seed(0)
+    return ldm.loss(z_0, panel.captions[:n], controls).item()
+
+
 def control_row(found: Sampled, asked: dict[str, Tensor], panel: Panel, ce: Tensor) -> Row:
     """What samples score, where CE (n,) is the ceiling of their EF0.
 
     ACC_t is of the class that the prompt asks for, ACC_e of that of the hint's image. An attribute
     counts as the prompt asks for it; without a prompt, as the hint's image has it.
     """
-    first, *attributes = panel.judge.labels
-    wanted, right = {**panel.labels, **asked}, partial(share, origins=panel.origins)
-    return {
+    room = (ce - found.ch).mean().item()
+    row = {
         "ef0": found.ef0.mean().item(),
         "ch": found.ch.mean().item(),
         "ce": ce.mean().item(),
-        "gain": estimate(found.ef0, found.ch, ce, statistic=gain, origins=panel.origins),
+        "gain": gain_of(found, ce, panel.origins) if room > ROOM else None,
+    }
+    if not panel.judge.labels:
+        return row
+    first, *attributes = panel.judge.labels
+    wanted, right = {**panel.labels, **asked}, partial(share, origins=panel.origins)
+    return row | {
         "fd": frechet_distance(found.features, panel.reference),
         "acc_t": right(found.seen[first], asked[first]).mean if asked else None,
         "acc_e": right(found.seen[first], panel.labels[first]).mean,
@@ -153,17 +178,50 @@ def measure_control(
     return rows
 
 
+def plain_words(results: Row) -> list[str]:
+    """What the numbers come to, and what is left out."""
+    said = []
+    if not results["classifier"]:
+        judge = f"'python -m tinyldm.evaluate.judge --dataset {results['dataset']}' trains one"
+        said.append(f"left out: FD and accuracies, which need a judge of these pictures; {judge}")
+    if "loss with control" in results["base"] and not results["control"]:
+        said.append(
+            "left out: how well hints are followed; they came with the pictures, and nothing finds "
+            "them in samples"
+        )
+    if row := results["control"].get("perfect"):
+        found, gap = row["gain"], row["ce"] - row["ch"]
+        if found is None:
+            said.append(
+                f"left out: GAIN; an image after the autoencoder follows edges by only {gap:.2f} more "
+                "than a stranger's; train the autoencoder for longer"
+            )
+        else:
+            works = found.mean > WORKS and found.low > 0
+            verdict = "works" if works else "does not work yet"
+            said.append(f"control {verdict}: GAIN {found.mean:.2f}")
+    return said
+
+
 def print_tables(results: Row) -> None:
     """The numbers as Markdown: a table for each part, one row per prompt setting for the control."""
     for part in ("classifier", "vae", "base"):
-        print("\n" + table([{"part": part, **results[part]}]))
+        if results[part]:
+            print("\n" + table([{"part": part, **results[part]}]))
     rows = [{"prompts": name, **row} for name, row in results["control"].items()]
     if rows:
         chances = {k: row.pop(k) for row in rows for k in [*row] if k.startswith(CHANCE)}
         print("\n" + table(rows))
         for key, value in chances.items():
             print(f"\n{key}, changed: {value:.3f}, what the same hints score without a prompt")
+    for line in plain_words(results):
+        print(f"\n{line}")
     print("\nn = {n} of the test split without the held-out pairs, seed {seed}".format(**results))
+
+
+def shown_by(condition: Condition) -> Condition:
+    """What finds hints in samples: edges where the training's hints came with the pictures."""
+    return Condition() if condition.name == "given" else condition
 
 
 def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
@@ -180,13 +238,14 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     controlnet, condition = found
     machine.place(ldm, *([controlnet] if controlnet else []))
     dataset = dataset_of(s.base)
-    panel = Panel(test, load_judge(dataset), condition, s.n, s.seed)
+    panel = Panel(test, find_judge(dataset), shown_by(condition), s.n, s.seed)
     how: Row = {"guidance": s.guidance, "steps": s.steps}
     sample = partial(sample_images, ldm, machine=machine, seed=s.seed, **how)
     x_hat = reconstruct(ldm.vae, panel.data.images)
     rows: dict[str, Row] = {}
-    if controlnet:
-        rows = measure_control(sample, panel, controlnet, x_hat, s.seed, s.control_passes)
+    measurable = controlnet if condition.name != "given" else None
+    if measurable:
+        rows = measure_control(sample, panel, measurable, x_hat, s.seed, s.control_passes)
     return {
         "n": len(panel),
         "seed": s.seed,
@@ -196,7 +255,11 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
         "precision": str(machine.dtype).removeprefix("torch."),
         "classifier": {f"acc_{k}": score for k, score in panel.accuracy.items()},
         "vae": measure_vae(x_hat, panel.data),
-        "base": measure_base(sample, panel, train, s.seed),
+        "base": {
+            **measure_base(sample, panel, train, s.seed),
+            "loss": test_loss(ldm, panel, None),
+            **({"loss with control": test_loss(ldm, panel, controlnet)} if controlnet else {}),
+        },
         "control": rows,
     }
 

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from tinyldm.data import load
 from tinyldm.data.colour import colour_of
 from tinyldm.data.dataset import Columns, Dataset, to_float, to_uint8
+from tinyldm.data.fetch import cache
+from tinyldm.data.folder import folder_checksum
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, run_command
 from tinyldm.support.errors import UserError
@@ -28,7 +29,8 @@ from tinyldm.training.checkpoint import Checkpoints
 from tinyldm.training.fit import fit
 from tinyldm.training.machine import process
 from tinyldm.training.networks import load_weights, save_weights
-from tinyldm.training.settings import DatasetName, FitSettings, Flat, MachineSettings, within
+from tinyldm.training.run_folder import load_data
+from tinyldm.training.settings import DataSettings, FitSettings, Flat, MachineSettings
 
 FOLDER = Path(__file__).parent / "classifiers"
 WIDTHS = (32, 64, 96, 128)
@@ -59,7 +61,7 @@ class Classifier(nn.Module):
 class Judge:
     """A trained classifier with the names of its labels; takes images of any resolution in any number."""
 
-    classifier: Classifier
+    classifier: Classifier | None  # None: it sees nothing
     learnt: tuple[str, ...]  # the labels that it sees, "class" first, as in Dataset.labels
     measured: dict[str, Measure] = field(default_factory=dict)  # others, without a network
 
@@ -67,9 +69,16 @@ class Judge:
     def labels(self) -> tuple[str, ...]:
         return (*self.learnt, *self.measured)
 
+    def to(self, device: torch.device) -> None:
+        """Have it see there."""
+        if self.classifier:
+            self.classifier.to(device)
+
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (n, k, H, W) in [-1, 1] -> features (n, 128), float32, and predictions name -> (n,)."""
+        if self.classifier is None:
+            return torch.zeros(len(x), 0), {}
         device = next(self.classifier.parameters()).device
         parts = (
             F.interpolate(part.to(device).clamp(-1, 1), SIZE, mode="area") for part in x.split(500)
@@ -80,10 +89,27 @@ class Judge:
         return features.cpu(), dict(zip(self.learnt, seen, strict=True)) | found
 
 
+BLIND = Judge(None, ())  # where nobody trained one
+
+
+def path_of(dataset: str, out: Path | None = None) -> Path:
+    """Where a dataset's judge is: in the package, or for a user's folder in the cache, by its content."""
+    folder = DataSettings(dataset).folder
+    name = folder_checksum(folder)[:32] if folder else dataset
+    return (out or (cache("judges") if folder else FOLDER)) / f"{name}.safetensors"
+
+
+def find_judge(dataset: str) -> Judge:
+    """The judge of a dataset; BLIND for a user's folder that has none. Raises UserError if it is damaged."""
+    if DataSettings(dataset).folder and not path_of(dataset).exists():
+        return BLIND
+    return load_judge(dataset)
+
+
 def load_judge(dataset: str) -> Judge:
-    """The committed classifier of a dataset. Raises UserError if there is none or it is damaged."""
+    """The classifier of a dataset. Raises UserError if there is none or it is damaged."""
     remedy = f"train it with 'python -m tinyldm.evaluate.judge --dataset {dataset}'"
-    path = FOLDER / f"{dataset}.safetensors"
+    path = path_of(dataset)
     card = files.read_json(path.with_suffix(".json"), remedy)
     with files.expecting("a judge's card", path.with_suffix(".json"), remedy):
         with torch.device("meta"):
@@ -110,15 +136,14 @@ def accuracy(seen: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, fl
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Train the judge on real images and save it, with its test accuracy, into `out`."""
+    """Train the judge on real images and save it, with its test accuracy, into `out`.
 
-    dataset: DatasetName = "fashion-mnist"
-    data_dir: Path | None = None
-    """Folder with Fashion-MNIST's four idx files, or the font NotoColorEmoji.ttf; by default $TINYLDM_DATA,
-    then the usual places."""
-    views: int = 8
-    """Versions of each training drawing, of emoji only."""
-    out: Path = FOLDER
+    A folder of pictures needs a folder for each class.
+    """
+
+    data: Annotated[DataSettings, Flat] = DataSettings()
+    out: Path | None = None
+    """By default the package, for a user's own folder of pictures the cache."""
     run: Annotated[MachineSettings, Flat] = MachineSettings(precision="fp32")
     fit: Annotated[FitSettings, Flat] = FitSettings(
         steps=9000,
@@ -130,15 +155,12 @@ class JudgeSettings:
         preview_every=1000,
     )
 
-    def __post_init__(self) -> None:
-        within(self, 1, 64, "views")
-
 
 def train(settings: JudgeSettings, data: Dataset) -> Judge:
     """A judge for this dataset; of its run folder only the weights are kept."""
     run = settings.run
     torch.manual_seed(run.seed)
-    measured = MEASURED.get(settings.dataset, {})
+    measured = MEASURED.get(settings.data.dataset, {})
     learnt = tuple(name for name in data.labels if name not in measured)
     classifier = Classifier(data.images.shape[1], [len(data.names[name]) for name in learnt])
     columns = Columns(data.images, torch.stack([data.labels[name] for name in learnt], dim=1))
@@ -153,7 +175,7 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
             columns,
             settings.fit,
             checkpoints=Checkpoints(Path(folder)),
-            name=f"judge {settings.dataset}",
+            name=f"judge {settings.data.dataset}",
             seed=run.seed,
             machine=replace(machine, capture=False),  # the shift is drawn on the CPU
         )
@@ -162,13 +184,16 @@ def train(settings: JudgeSettings, data: Dataset) -> Judge:
 
 def main(settings: JudgeSettings) -> None:
     """Train, save weights and card (sizes, checksum, test accuracy), print the accuracy."""
-    path = settings.out / f"{settings.dataset}.safetensors"
+    dataset = settings.data.dataset
+    path = path_of(dataset, settings.out)
     files.check_writable("--out", path)
     if path.exists():
-        raise UserError(f"--out {settings.out}: holds {path.name}; move it, or name another folder")
-    every = partial(load, settings.dataset, data_dir=settings.data_dir, held_out=True)
-    data, test = every("train", views=settings.views), every("test")
+        raise UserError(f"--out {path.parent}: holds {path.name}; move it, or name another folder")
+    data, test = load_data(settings.data, "train", "test", held_out=True)
+    if len(data.names["class"]) < 2:
+        raise UserError(f"--dataset {dataset}: a judge needs classes; make a folder for each")
     judge = train(settings, data)
+    assert judge.classifier
     _, seen = judge(to_float(test.images))
     card = {
         "channels": data.images.shape[1],

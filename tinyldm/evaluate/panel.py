@@ -48,7 +48,8 @@ class Panel:
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
         order = order.repeat(-(-n // len(test))) if repeated else order
         self.data, self.judge, self.condition = test.subset(order[:n]), judge, condition
-        self.hints = condition(self.data.images)  # bool (n, 1, H, W)
+        given = self.data.hints
+        self.hints = condition(self.data.images) if given is None else given  # bool (n, 1, H, W)
         self.captions = self.data.captions.full()
         self.labels = self.data.labels
         self.origins = self.data.origins  # (n,)
@@ -113,18 +114,29 @@ def prompt_settings(data: Dataset, seed: int) -> PromptSettings:
     """name -> prompts (n) and the labels they ask for: the four settings of [CN, 4.2], and one more.
 
     conflicting: the caption of an image that differs in class and in attribute. changed: of the same
-    class, with another attribute, so that it asks for something that edges neither show nor forbid.
+    class, with another attribute, so that it asks for something that edges neither show nor forbid. Where
+    images have no attribute, there is no "changed", and where they have no classes either, any other caption
+    conflicts.
     """
-    n, (first, second, *_) = len(data), data.labels.values()
-    other_class, other_attribute = different(first), different(second)
+    n, (first, *attributes) = len(data), data.labels.values()
+    other_class = different(first) if len(first.unique()) > 1 else different(captions_of(data))
+    other_attribute = different(attributes[0]) if attributes else other_class
     chosen = {
         "perfect": torch.arange(n),
         "conflicting": partners(other_class & other_attribute, seed),
-        "changed": partners(~other_class & other_attribute, seed),
     }
+    if attributes:
+        chosen["changed"] = partners(~other_class & other_attribute, seed)
     asked = {name: data.subset(indices) for name, indices in chosen.items()}
     return {
         "none": ([""] * n, {}),
         "insufficient": (["a photo"] * n, {}),
         **{name: (part.captions.full(), part.labels) for name, part in asked.items()},
     }
+
+
+def captions_of(data: Dataset) -> Tensor:
+    """A number for each image's caption (n,), equal for equal ones."""
+    captions = data.captions.full()
+    numbers = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    return torch.tensor([numbers[caption] for caption in captions])

@@ -68,11 +68,12 @@ class Sealed:
         files.check_sum(path, content, checksum, self.remedy)
         return content
 
-    def decoded(self, name: str, kind: Any) -> Any:
-        """The content of a JSON file as `kind`, see `decode`."""
+    def decoded(self, name: str, kind: Any, **absent: Any) -> Any:
+        """The content of a JSON file as `kind`, see `decode`; `absent` are fields that older files lack."""
         path, content = self.folder / name, self.read(name)
         with files.expecting(f"a valid {name}", path, self.remedy):
-            return decode(kind, json.loads(content))
+            found = json.loads(content)
+            return decode(kind, absent | found if isinstance(found, dict) else found)
 
     def tensors(
         self, name: str, shapes: Mapping[str, Iterable[int]] | None = None

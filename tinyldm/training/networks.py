@@ -180,7 +180,8 @@ def load_control(
     with `transfer` that is a note on stderr.
     """
     sealed = Sealed(folder, NO_CONTROL)
-    config: ControlConfig = sealed.decoded(CONFIG, ControlConfig)
+    limits = {"canny_low": Condition.low, "canny_high": Condition.high}
+    config: ControlConfig = sealed.decoded(CONFIG, ControlConfig, **limits)
     if config.base_sha256 != base_checksum(base):
         other = f"{folder}: trained on another base than {base}"
         if not transfer:
