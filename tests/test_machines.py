@@ -1,0 +1,154 @@
+"""Machines that are not here: without fcntl, with GPUs that have no bf16, with devices that have no float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tinyldm.data.dataset import Columns
+from tinyldm.diffusion import Schedule, diffusion_loss
+from tinyldm.support.errors import UserError
+from tinyldm.training import machine as machine_file
+from tinyldm.training.checkpoint import Checkpoints
+from tinyldm.training.fit import fit
+from tinyldm.training.machine import Machine, own_device, pick_device, pick_precision
+from tinyldm.training.settings import FitSettings
+
+ROOT = Path(__file__).parents[1]
+CUDA, CPU, MPS = map(torch.device, ("cuda", "cpu", "mps"))
+BLOCKED = 'import sys\nsys.modules["fcntl"] = None\n'
+
+
+def test_without_fcntl_a_base_and_a_control_are_trained_and_sampled(tmp_path):
+    """As on Windows: its module is blocked in every process that is started."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    base, control, out = (str(tmp_path / name) for name in ("base", "control", "s.png"))
+    tiny = ("--preset", "tiny", "--device", "cpu")
+    for command in (
+        ("-c", "import fcntl"),
+        ("train_base.py", *tiny, "--out", base),
+        ("train_control.py", *tiny, "--base", base, "--out", control),
+        ("-m", "tinyldm.sample", "--base", base, "--device", "cpu", "--steps", "2", "--out", out),
+    ):
+        run = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert (run.returncode == 0) == (command[0] != "-c"), run.stderr
+    assert Path(out).exists()
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_without_bf16_takes_fp16_for_it_and_says_so(monkeypatch, capsys, native):
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: asked.append(including_emulation) or native,
+    )
+    assert pick_precision("bf16", CUDA) == (torch.bfloat16 if native else torch.float16)
+    assert asked == [False]  # emulated bf16 is slow
+    assert ("this GPU has no bf16" in capsys.readouterr().err) != native
+    assert pick_precision("auto", CUDA) == pick_precision("fp32", CUDA) == torch.float32
+    assert pick_precision("fp16", CUDA) == torch.float16
+
+
+def test_fp16_is_for_gpus():
+    for device in (CPU, MPS):
+        with pytest.raises(
+            UserError, match=r"^--precision fp16: needs a CUDA GPU; use bf16 or fp32$"
+        ):
+            pick_precision("fp16", device)
+        assert pick_precision("bf16", device) == torch.bfloat16
+    assert pick_precision("auto", MPS) == torch.float32
+
+
+def test_devices_are_picked_in_their_order(monkeypatch):
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(1))
+    there = {"cuda": False, "mps": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
+    found = [pick_device("auto").type]
+    for name in ("mps", "cuda"):
+        there[name] = True
+        found.append(pick_device("auto").type)
+    assert found == ["cpu", "mps", "cuda"]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device(CUDA) == torch.device("cuda", 3)
+    assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1) and own_device(CPU) == CPU
+
+
+def test_graphs_and_memory_formats_are_where_they_are_known(monkeypatch):
+    assert (
+        Machine(CUDA).graphs and not Machine(CUDA, torch.float16).graphs and not Machine(CPU).graphs
+    )
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: (device, enabled))
+    assert Machine(CUDA, torch.float16).scaler() == ("cuda", True)
+    assert Machine(CUDA, torch.bfloat16).scaler() == ("cuda", False)
+    formats = []
+
+    class Network(nn.Module):
+        def to(self, device, memory_format):
+            formats.append(memory_format)
+
+    for device in (CPU, CUDA, MPS):
+        Machine(device).place(Network())
+    assert formats == [torch.channels_last] * 2 + [torch.preserve_format]
+
+
+def test_fp16_trains_with_scaled_gradients_and_skips_those_that_overflow(tmp_path):
+    """On a CPU, which autocast knows too; the first scale, 65536, is too large for this loss."""
+    torch.manual_seed(0)
+    network, x = nn.Linear(4, 1), torch.randn(64, 4)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return 20 * (network(x).float() - x.sum(1, keepdim=True)).square().mean()
+
+    before = loss(x).item()
+    fit(
+        loss, [network], Columns(x), FitSettings(steps=150, batch_size=16, lr=3e-2, ema=0.0, warmup=1),
+        checkpoints=Checkpoints(tmp_path), name="line", seed=0, machine=Machine(CPU, torch.float16),
+    )  # fmt: skip
+    assert loss(x).item() < before / 20
+
+
+def test_a_loss_that_is_not_finite_still_ends_a_training_in_fp16(tmp_path):
+    network = nn.Linear(1, 1)
+    with pytest.raises(UserError, match="line: loss is nan"):
+        fit(
+            lambda x: network(x).mean() * float("nan"), [network], Columns(torch.ones(4, 1)), FitSettings(4, 2),
+            checkpoints=Checkpoints(tmp_path), name="line", seed=0, machine=Machine(CPU, torch.float16),
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- float64
+
+
+def test_nothing_of_a_schedule_or_of_the_loss_is_float64_on_a_device(monkeypatch):
+    """mps has none. What is moved to a device, here "meta", is looked at."""
+    moved, to = [], torch.Tensor.to
+
+    def watched(x, *args, **kwargs):
+        out = to(x, *args, **kwargs)
+        if out.device.type == "meta":
+            moved.append((x.dtype, out.dtype))
+        return out
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    z_0 = torch.zeros(2, 4, 8, 8, device="meta")
+    loss = diffusion_loss(Schedule(), lambda z, t: z, z_0)
+    assert loss.dtype == torch.float32 and loss.device.type == "meta"
+    assert moved and not any(torch.float64 in pair for pair in moved)
+
+
+def test_what_is_native_is_asked_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert machine_file.native_bf16(CPU) and not machine_file.native_bf16(MPS)
+    assert pick_precision("auto", CPU) == torch.bfloat16
