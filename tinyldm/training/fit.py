@@ -77,7 +77,6 @@ def fit(
     step whose gradient is not finite, with CUDA graphs before the next report or checkpoint, and Stopped on a
     signal, once a step is saved.
     """
-    stop, team = machine.stop, machine.team
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     ema, steps = EMA(parameters, settings.ema), settings.steps
     optimizer = build_optimizer(settings, parameters, machine.number(settings.lr))
@@ -88,23 +87,22 @@ def fit(
     bar = progress(range(start, steps), initial=start, total=steps, desc=name, unit="step")
     for step in bar:
         done, lr = step + 1, settings.lr * lr_factor(settings, step)
-        with stop.hold():
+        with machine.stop.hold():
             seed_step(seed, step)
             indices = batch_indices(len(data), settings.batch_size, seed, step)
             loss, norm = take(indices, lr, partial(log.check, step=done, lr=lr))
             ema.update(step)
             log.add(loss, norm)
             log.report(bar, done, lr, settings.batch_size, done == steps)
-            if team.rank == 0 and (done == steps or done % settings.preview_every == 0):
+            if machine.team.rank == 0 and (done == steps or done % settings.preview_every == 0):
                 log.check_pending(done, lr)
                 with ema.applied():
                     look(log, done, loss_fn, machine.load(validation), preview)
-            saving = done == steps or checkpoints.due(done)
-            if saving := saving or team.any(stop.received > 0, machine.device):
+            if saving := done == steps or checkpoints.due(done) or machine.stopping():
                 log.check_pending(done, lr)
                 checkpoints.save(state, log, done)
         if saving:
             message = f"stopped after step {done} of {name}; a run resumes by --resume latest"
-            stop.check(message, team.any(stop.received > 0, machine.device))
+            machine.stop.check(message, machine.stopping())
     checkpoints.before += steps
     ema.copy_to_parameters()

@@ -93,6 +93,10 @@ class Machine:
         """Are whole training steps captured as CUDA graphs? Not those of fp16, whose scale needs a look."""
         return self.device.type == "cuda" and self.capture and self.dtype != torch.float16
 
+    def stopping(self) -> bool:
+        """Was a signal received, here or elsewhere in the team?"""
+        return self.team.any(self.stop.received > 0, self.device)
+
     def number(self, value: float) -> float | Tensor:
         """The number, as a tensor () on the device where a captured graph is to read it."""
         return torch.tensor(value, device=self.device) if self.graphs else value
