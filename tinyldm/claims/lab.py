@@ -92,7 +92,7 @@ class Lab:
         self.ground, s = ground, settings
         self.data = {split: load(s.dataset, split, s.resolution, None, s.limit) for split in SPLITS}
         judge = load_judge(s.dataset)
-        judge.classifier.to(machine.device)
+        judge.to(machine.device)
         self.panel = Panel(self.data["test"], judge, canny, s.n)
         self.wide = Panel(self.data["test"], judge, canny, s.wide, repeated=True)
         captions = self.data["train"].captions.all()
