@@ -22,6 +22,7 @@ import train_control
 from tinyldm import sample
 from tinyldm.data import load
 from tinyldm.data.dataset import to_float
+from tinyldm.data.hints import read_hint
 from tinyldm.evaluate.__main__ import EvaluateSettings
 from tinyldm.evaluate.__main__ import main as evaluate
 from tinyldm.ldm import generate
@@ -146,16 +147,16 @@ def test_a_photo_of_any_size_and_an_edge_map_are_hints(runs, tmp_path):
         cv2.resize(photo[:, 16:112], (32, 32), interpolation=cv2.INTER_AREA), 100, 200
     )
     cv2.imwrite(str(tmp_path / "edges.png"), edges)
-    ldm = load_base(runs / "base")
-    from_photo = sample.read_hint(tmp_path / "photo.png", ldm, "canny", is_edges=False)
-    from_edges = sample.read_hint(tmp_path / "edges.png", ldm, "canny", is_edges=True)
-    assert from_photo.sum() > 20
-    assert torch.equal(from_photo, from_edges)
+    from_photo, from_edges = (read_hint(tmp_path / f"{n}.png", 3, 32) for n in ("photo", "edges"))
+    assert (from_photo.kind, from_edges.kind) == ("photo", "edges")
+    assert from_photo.edges.sum() > 20
+    assert torch.equal(from_photo.edges, from_edges.edges)
     large = np.zeros((512, 512), dtype=np.uint8)
     cv2.circle(large, (256, 256), 180, 255, 1)
     cv2.imwrite(str(tmp_path / "large.png"), large)
-    thin = sample.read_hint(tmp_path / "large.png", ldm, "canny", is_edges=True)
-    assert 60 < thin.sum() < 150  # a circle of radius 11 cells, not broken
+    thin = read_hint(tmp_path / "large.png", 3, 32)
+    assert thin.kind == "lines"
+    assert 60 < thin.edges.sum() < 150  # a circle of radius 11 cells, not broken
 
 
 def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):

@@ -48,7 +48,7 @@ from tinyldm.evaluate.tables import cell, estimates, plain, table
 from tinyldm.ldm import Control, generate, last
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
-from tinyldm.training.settings import MachineSettings
+from tinyldm.training.settings import DataSettings, MachineSettings
 
 
 def edges(*points: tuple[int, int]) -> torch.Tensor:
@@ -322,23 +322,23 @@ def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, mo
     """Few pictures and three steps; held-out ones are among them."""
     asked, fits, fit = [], [], judge_file.fit
 
-    def few(name, split, **settings):
-        asked.append((name, split, settings))
-        return load(name, split, limit=40, **settings)
+    def few(data, *splits, held_out):
+        asked.append((data, splits, held_out))
+        return [load(data.dataset, split, limit=40, held_out=held_out) for split in splits]
 
     def watched(loss, networks, columns, settings, **how):
         fits.append((columns, settings, how["name"], how["seed"], how["machine"]))
         return fit(loss, networks, columns, settings, **how)
 
-    monkeypatch.setattr(judge_file, "load", few)
+    monkeypatch.setattr(judge_file, "load_data", few)
     monkeypatch.setattr(judge_file, "fit", watched)
     monkeypatch.setattr(judge_file, "FOLDER", tmp_path / "new")
     short = replace(JudgeSettings().fit, steps=3, batch_size=8, preview_every=9)
     run = MachineSettings(precision="bf16", seed=3)
-    settings = JudgeSettings("shapes", out=tmp_path / "new", run=run, fit=short)
+    shapes = DataSettings("shapes")
+    settings = JudgeSettings(shapes, out=tmp_path / "new", run=run, fit=short)
     judge_file.main(settings)
-    kinds = {"data_dir": None, "held_out": True}
-    assert asked == [("shapes", "train", kinds | {"views": 8}), ("shapes", "test", kinds)]
+    assert asked == [(shapes, ("train", "test"), True)]
     data, test = (load("shapes", split, limit=40, held_out=True) for split in ("train", "test"))
     ((columns, given, name, seed, machine),) = fits
     assert torch.equal(columns.columns[0], data.images)
@@ -361,11 +361,11 @@ def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, mo
 
 def test_settings_of_the_judge_stay_as_they_were_checked():
     with pytest.raises(FrozenInstanceError):
-        JudgeSettings().dataset = "shapes"
+        JudgeSettings().data = DataSettings("shapes")
 
 
 def test_the_judge_is_not_trained_where_it_cannot_be_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_file, "load", partial(pytest.fail, "loaded"))
+    monkeypatch.setattr(judge_file, "load_data", partial(pytest.fail, "loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
         judge_file.main(JudgeSettings(out=tmp_path / "file" / "x"))

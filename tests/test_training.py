@@ -1072,7 +1072,7 @@ def test_bf16_is_picked_on_a_cpu_where_it_is_native_and_where_it_is_wanted(monke
     for native in (False, True):
         auto = torch.bfloat16 if native else torch.float32
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda x=native: x, False)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda x=native: x)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
         assert pick_precision("auto", cpu) == auto
         assert [pick_precision("auto", x) for x in (cuda, mps)] == [torch.float32] * 2
         assert {pick_precision("bf16", x) for x in (cpu, cuda, mps)} == {torch.bfloat16}

@@ -64,6 +64,7 @@ class Judge:
     classifier: Classifier | None  # None: it sees nothing
     learnt: tuple[str, ...]  # the labels that it sees, "class" first, as in Dataset.labels
     measured: dict[str, Measure] = field(default_factory=dict)  # others, without a network
+    device: torch.device = torch.device("cpu")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -71,6 +72,7 @@ class Judge:
 
     def to(self, device: torch.device) -> None:
         """Have it see there."""
+        self.device = device
         if self.classifier:
             self.classifier.to(device)
 
@@ -79,11 +81,11 @@ class Judge:
         """x (n, k, H, W) in [-1, 1] -> features (n, 128), float32, and predictions name -> (n,)."""
         if self.classifier is None:
             return torch.zeros(len(x), 0), {}
-        device = next(self.classifier.parameters()).device
-        parts = (
-            F.interpolate(part.to(device).clamp(-1, 1), SIZE, mode="area") for part in x.split(500)
+        scaled = (
+            F.interpolate(part.to(self.device).clamp(-1, 1), SIZE, mode="area")
+            for part in x.split(500)
         )
-        features = torch.cat([self.classifier.body(part) for part in parts])
+        features = torch.cat([self.classifier.body(part) for part in scaled])
         seen = [head(features).argmax(-1).cpu() for head in self.classifier.heads]
         found = {name: measure(to_uint8(x)) for name, measure in self.measured.items()}
         return features.cpu(), dict(zip(self.learnt, seen, strict=True)) | found
