@@ -12,9 +12,8 @@ from PIL import Image
 from tinyldm.data import load
 from tinyldm.data.conditions import Condition, canny
 from tinyldm.data.hints import cells_of, is_edge_map, read_hint, thinned
+from tinyldm.evaluate.drawings import enlarged, inverted, layer, pen, photographed
 from tinyldm.support.errors import UserError
-
-NEAREST, BILINEAR, BICUBIC = (Image.Resampling[n] for n in ("NEAREST", "BILINEAR", "BICUBIC"))
 
 
 def outlines(n: int) -> torch.Tensor:
@@ -30,50 +29,6 @@ def outlines(n: int) -> torch.Tensor:
 
 def f1(a: torch.Tensor, b: torch.Tensor) -> float:
     return 2 * (a & b).sum().item() / (a.sum() + b.sum()).item()
-
-
-def enlarged(edges: torch.Tensor, size: int, kernel=NEAREST) -> Image.Image:
-    picture = Image.fromarray(edges[0].numpy().astype(np.uint8) * 255)
-    return picture.resize((size, size), kernel)
-
-
-def pen(edges: torch.Tensor, size: int, width: float) -> Image.Image:
-    """The edges drawn anew, white on black, with strokes from cell to cell."""
-    canvas = np.zeros((2 * size, 2 * size), np.uint8)
-    on = {(int(y), int(x)) for y, x in edges[0].nonzero()}
-    scale = 2 * size / edges.shape[-1]
-    for y, x in on:
-        for i, j in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            if (y + i, x + j) in on:
-                ends = [
-                    (int((b + 0.5) * scale), int((a + 0.5) * scale))
-                    for a, b in ((y, x), (y + i, x + j))
-                ]
-                cv2.line(canvas, *ends, 255, max(1, int(2 * width)), cv2.LINE_AA)
-    return Image.fromarray(canvas).resize((size, size), Image.Resampling.BOX)
-
-
-def inverted(picture: Image.Image) -> Image.Image:
-    return Image.fromarray(255 - np.asarray(picture))
-
-
-def layer(picture: Image.Image) -> Image.Image:
-    """The strokes in a dark colour on a transparent layer, with bright hidden pixels under it."""
-    alpha = np.asarray(picture)
-    rgb = np.where(
-        alpha[..., None] > 0,
-        [20, 0, 60],
-        np.random.default_rng(0).integers(0, 256, (*alpha.shape, 3)),
-    )
-    return Image.fromarray(np.dstack([rgb, alpha]).astype(np.uint8))
-
-
-def photographed(picture: Image.Image) -> Image.Image:
-    """Grey ink on paper that is lit from one side, with noise."""
-    paper = 255 - 0.8 * np.asarray(picture).astype(float)
-    light = np.linspace(0.6, 1, paper.shape[1]) * np.linspace(0.8, 1, paper.shape[0])[:, None]
-    noise = np.random.default_rng(0).normal(0, 4, paper.shape)
-    return Image.fromarray((paper * light + noise).clip(0, 255).astype(np.uint8))
 
 
 def read(tmp_path: Path, picture: Image.Image, kind="auto", ending="png", **how):
@@ -100,8 +55,7 @@ WAYS = {
     "a small picture": (0.85, lambda e: inverted(pen(e, 150, 3))),
     "a large picture": (0.9, lambda e: inverted(pen(e, 2000, 40))),
     "a photo of paper": (0.9, lambda e: photographed(pen(e, 512, 8))),
-    "a smooth map": (0.9, lambda e: enlarged(e, 256, BICUBIC)),
-    "a smoother map": (0.95, lambda e: enlarged(e, 256, BILINEAR)),
+    "a smooth map": (0.9, lambda e: enlarged(e, 256, smooth=True)),
 }
 
 
