@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tinyldm.data.hints import Hint, read_hint
@@ -44,13 +43,15 @@ def enlarged(edges: Tensor, size: int, smooth: bool = False) -> Image.Image:
 
 def pen(edges: Tensor, size: int, width: float) -> Image.Image:
     """Strokes from pixel to pixel of the edges, white on black."""
-    canvas, scale = np.zeros((2 * size, 2 * size), np.uint8), 2 * size / edges.shape[-1]
-    on = {(y, x) for y, x in edges[0].nonzero().tolist()}
+    picture, scale = Image.new("L", (2 * size, 2 * size)), 2 * size / edges.shape[-1]
+    draw, on = ImageDraw.Draw(picture), {(y, x) for y, x in edges[0].nonzero().tolist()}
     for y, x in on:
         for other in ((y + i, x + j) for i, j in STEPS if (y + i, x + j) in on):
-            a, b = (tuple(int((v + 0.5) * scale) for v in reversed(p)) for p in ((y, x), other))
-            cv2.line(canvas, a, b, 255, max(1, int(2 * width)), cv2.LINE_AA)
-    return Image.fromarray(canvas).resize((size, size), Image.Resampling.BOX)
+            ends = [tuple((v + 0.5) * scale for v in reversed(p)) for p in ((y, x), other)]
+            draw.line(ends, 255, max(1, round(2 * width)), "curve")
+            for u, v in ends:  # round, so that strokes join
+                draw.ellipse((u - width, v - width, u + width, v + width), 255)
+    return picture.resize((size, size), Image.Resampling.BOX)
 
 
 def inverted(picture: Image.Image) -> Image.Image:
@@ -115,7 +116,7 @@ def read_back(picture: Image.Image, resolution: int, jpeg: bool = False) -> Hint
     """A picture as a file, read as a hint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("hint.jpg" if jpeg else "hint.png")
-        picture.save(path, **({"quality": 40} if jpeg else {}))
+        picture.save(path, quality=40)  # of JPEG only
         return read_hint(path, 3, resolution)
 
 
