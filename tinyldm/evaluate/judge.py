@@ -69,7 +69,7 @@ class Judge:
         return (*self.learnt, *self.measured)
 
     def to(self, device: torch.device) -> None:
-        """Have it see there."""
+        """Move the classifier; what it returns stays on the CPU."""
         self.device = device
         self.classifier.to(device)
 
