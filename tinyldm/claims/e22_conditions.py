@@ -37,6 +37,7 @@ def score(condition: str, x: Tensor, source: Tensor) -> Tensor:
 
 
 def arm_of(lab: Lab, condition: str) -> ControlArm:
+    """The training on hints of a condition."""
     usual = lab.settings.control_fit
     fit = replace(usual, steps=LONGER.get(condition, 1) * usual.steps)
     return ControlArm(condition=condition, fit=fit)

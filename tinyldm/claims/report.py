@@ -23,7 +23,7 @@ from tinyldm.support.errors import needed
 DOCS = Path("docs")
 SHOWN = 12  # images of a row
 FIRST = {"E2": ("-samples", ""), "E3": ("",), "E19": ("-samples",)}  # images of the first page
-ABLATION = ("edit", "training images", "movement of the copy", "EF0", "ACC_e", "FD")  # of E3, there
+COLUMNS = {"E3": ("edit", "training images", "movement of the copy", "EF0", "ACC_e", "FD")}  # there
 
 ABOUT = """What this repository finds of what the papers claim, at small scale: emoji at 64 px in latents of
 16 x 16, a U-Net of 2.9 million parameters, and a base that 'make emoji' trains in half an hour on
@@ -93,10 +93,14 @@ class Entry(NamedTuple):
     def verdict(self) -> str:
         return result.verdict(self.claim, self.result)
 
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """Its table, with intervals."""
+        return [estimates(row) for row in self.result.rows]
+
     def columns(self, names: Sequence[str]) -> str:
-        """These columns of its rows that have them all, as a table."""
-        rows = map(estimates, self.result.rows)
-        return table([{k: row[k] for k in names} for row in rows if row.keys() >= set(names)])
+        """These columns of the rows that have them all, as a table."""
+        return table([{k: row[k] for k in names} for row in self.rows if row.keys() >= set(names)])
 
     def image(self, kind: str) -> str:
         """Its figure (""), or its "-samples", in Markdown."""
@@ -216,7 +220,7 @@ def section(entry: Entry) -> str:
         preconditions(entry),
         *(f"{note}." for note in r.notes),
         *map(entry.image, r.figures),
-        table([estimates(row) for row in r.rows]),
+        table(entry.rows),
         circumstances(entry),
     ]
     return "\n\n".join(filter(None, parts))
@@ -246,8 +250,9 @@ def first_page(entries: Sequence[Entry]) -> list[str]:
         if kinds := FIRST.get(entry.claim.id):
             about = f"**{entry.claim.id}. {entry.claim.title}.** {entry.claim.sentence}"
             parts += [f"{about} {entry.verdict}: {entry.result.number}.", *map(entry.image, kinds)]
-            parts.append(entry.columns(ABLATION))
-    return [*filter(None, parts)]
+        if names := COLUMNS.get(entry.claim.id):
+            parts.append(entry.columns(names))
+    return parts
 
 
 def lessons(entries: Sequence[Entry]) -> list[str]:

@@ -71,7 +71,7 @@ class Judge:
         return (*self.learnt, *self.measured)
 
     def to(self, device: torch.device) -> None:
-        """Have it see there."""
+        """Move the classifier; what it returns stays on the CPU."""
         self.device = device
         if self.classifier:
             self.classifier.to(device)
