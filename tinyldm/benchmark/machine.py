@@ -18,6 +18,11 @@ def proc(file: str, entry: str) -> str:
     return found[1] if found else ""
 
 
+def load() -> float:
+    """How many processes ran in the last minute, on average; nan where the system does not tell."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else float("nan")
+
+
 def describe(device: torch.device) -> dict[str, object]:
     """Processor and which of FEATURES it has, as far as Linux tells; cores, load, versions, GPU."""
     flags = proc("cpuinfo", "flags").split()
@@ -26,7 +31,7 @@ def describe(device: torch.device) -> dict[str, object]:
         "features": " ".join(feature for feature in FEATURES if feature in flags) or "unknown",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
+        "load_before": load(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

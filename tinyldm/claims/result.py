@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tinyldm.benchmark.machine import load
 from tinyldm.claims.claim import Claim, Finding
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.store import Store
@@ -101,7 +101,7 @@ def cost_of(store: Store, arms: Sequence[Mapping[str, Any]], measuring: float) -
         "commit": store.commit,
         "processor": store.processor,
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
+        "load": load(),
     }
     every = [here, *arms]
     return Cost(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyldm.benchmark.machine import describe
+from tinyldm.benchmark.machine import describe, load
 from tinyldm.support import files
 from tinyldm.support.sealed import Sealed, is_sealed, seal
 from tinyldm.training.checkpoint import Checkpoints
@@ -66,7 +65,7 @@ class Store:
                     "seconds": round(time.perf_counter() - start, 1),
                     "commit": self.commit,
                     "threads": torch.get_num_threads(),
-                    "load": round(os.getloadavg()[0], 1),
+                    "load": load(),
                     "processor": self.processor,
                 }
                 sums = {TRAINED: files.write_json(folder / TRAINED, circumstances)}

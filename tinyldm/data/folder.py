@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -181,12 +183,9 @@ class Decoder:
 
 def stored(*size: int) -> Tensor:
     """A tensor uint8 in a file without a name, which takes no memory that the system cannot have back."""
-    with tempfile.NamedTemporaryFile() as file:
-        number = max(1, torch.Size(size).numel())
-        file.truncate(number)
-        return torch.from_file(file.name, shared=True, size=number, dtype=torch.uint8)[
-            : torch.Size(size).numel()
-        ].view(size)
+    with tempfile.TemporaryFile() as file:  # stays until the tensor is gone
+        content = np.memmap(file, np.uint8, "w+", shape=max(1, math.prod(size)))
+    return torch.from_numpy(content)[: math.prod(size)].view(size)
 
 
 def decoded(decoder: Decoder, workers: int) -> Iterator[tuple[int, Tensor | str, Tensor | None]]:
