@@ -46,6 +46,15 @@ test: .venv/ready  ## lint, imports between the rooms, types, and the default te
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
+.PHONY: test-oldest
+OLDEST ?= python3.10
+test-oldest:  ## the test suite with the oldest versions that pyproject.toml allows, Python's too
+	$(OLDEST) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c .venv-oldest/constraints.txt \
+		-e '.[test,report]'
+	.venv-oldest/bin/python -m pytest -q -W default
+
 .PHONY: mutants
 EACH ?= 20
 SEED ?= 0
@@ -69,4 +78,4 @@ clean-emoji:
 	$(MAKE) clean-runs RUNS=$(RUNS)/emoji PRESET=emoji
 
 clean:
-	rm -rf $(RUNS) .venv
+	rm -rf $(RUNS) .venv .venv-oldest

@@ -360,7 +360,7 @@ def test_a_base_with_few_test_images_is_not_evaluated(capfd, runs, tmp_path):
         if enough:
             COMMANDS["evaluate"]([str(arg) for arg in args])
         else:
-            assert f"--limit leaves {limit} test images" in error_of(capfd, "evaluate", *args)
+            assert f"--limit leave {limit} test images" in error_of(capfd, "evaluate", *args)
         assert (tmp_path / "e.json").exists() == enough
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_commands import COMMANDS, error_of
+from test_pictures import png_header
 
 from tinyldm.data import folder as folder_file
 from tinyldm.data.folder import (
@@ -301,3 +303,71 @@ def test_many_pictures_are_decoded_by_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_file, "processes", lambda n: 2)
     read_split.cache_clear()
     assert torch.equal(folder_dataset(tmp_path, "train", 8).images, alone.images)
+
+
+# ---------------------------------------------------------------- from a folder to a picture
+
+
+def odd_folder(folder: Path) -> Path:
+    """A hundred pictures as people have them: umlauts, CMYK, 16 bits, a broken file, missing captions."""
+    folder.mkdir()
+    lines = []
+    for i in range(100):
+        name = f"Größe {i}.{'jpg' if i % 5 == 0 else 'png'}"
+        image = Image.new("RGB", (50, 40), "white")
+        image.paste((i, 200 - i, 90), (8 + i % 9, 8, 30, 30))
+        image = image.convert("CMYK" if i % 5 == 0 else ("RGBA", "P", "LA")[i % 3])
+        if i % 10 == 1:
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+        image.save(folder / name)
+        lines.append({"file_name": name, "text": "a box" if i % 4 else None})
+    whole = (folder / "Größe 5.jpg").read_bytes()
+    (folder / "Größe 5.jpg").write_bytes(whole[: len(whole) // 2])
+    return described(folder, lines, before="\ufeff", between="\r\n")
+
+
+def test_a_hundred_odd_pictures_train_are_evaluated_and_drawn(tmp_path, capfd, monkeypatch):
+    folder = odd_folder(tmp_path / "meine Bilder")
+    base, control, out = (tmp_path / name for name in ("base", "control", "s.png"))
+    tiny = ["--preset", "tiny", "--dataset", folder, "--limit", 0]
+    assert "5.jpg" in error_of(capfd, "train_base", *tiny, "--out", base)
+    assert not base.exists()
+    few = ["--steps", 2, "--preview-every", 2]
+
+    def run(command: str, *flags: object) -> str:
+        COMMANDS[command]([*map(str, flags)])
+        read_split.cache_clear()
+        printed = capfd.readouterr()
+        return printed.out + printed.err
+
+    # a batch of more images than there are
+    vae = ["--vae-fit.steps", 2, "--vae-fit.batch-size", 100]
+    printed = run("train_base", *tiny, *few, *vae, "--skip-bad-images", "--out", base)
+    assert "5.jpg" in printed and "it is skipped" in printed and "have no caption" in printed
+    monkeypatch.chdir(tmp_path)  # the folder is found from anywhere
+    run("train_control", "--preset", "tiny", *few, "--base", base, "--out", control)
+    ours = "--base", base, "--control", control
+    printed = run("evaluate", *ours, "--steps", 1)
+    assert "left out: FD and accuracies, which need a judge" in printed
+    hint = sorted((control / "hints").iterdir())[0]
+    printed = run(
+        "sample", *ours, "--hint", hint, "--prompt", "a zebra box", "--steps", 1, "--out", out
+    )
+    assert "never trained with the word 'zebra'" in printed and "'box'" not in printed
+    assert np.asarray(Image.open(out)).std() > 5 and out.with_name("s-hint-1.png").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", png_header(12_000, 12_000)], ids=["empty", "html", "144 megapixels"]
+)
+def test_a_picture_that_is_none_is_refused_by_its_header(tmp_path, content):
+    pictures(tmp_path, 3)
+    (tmp_path / "1.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"1\.png: .*; or give --skip-bad-images"):
+        folder_dataset(tmp_path, "train", 32)
+
+
+def test_a_picture_of_one_pixel_is_enlarged(tmp_path):
+    picture(tmp_path / "0.png", size=(1, 1))
+    colour = torch.tensor([200, 30, 40], dtype=torch.uint8)
+    assert (folder_dataset(tmp_path, "train", 32).images == colour[:, None, None]).all()

@@ -43,7 +43,7 @@ from tinyldm.training.settings import within
 Row = dict[str, Any]
 Sample = Callable[..., Tensor]  # `sample_images` of the model, with the settings of `generate`
 CHANCE = "chance_"
-FEWEST = 10  # test images
+FEWEST, FEWEST_JUDGED = 2, 10  # test images, without and with a judge
 LOSS_OF = 256  # of them
 ROOM = 0.05  # between chance and ceiling, from which on GAIN says something
 WORKS = 0.1  # GAIN of a control that works
@@ -81,7 +81,7 @@ class EvaluateSettings:
     """bf16 samples in bfloat16 by autocast; auto does so on a CPU that multiplies it natively."""
 
     def __post_init__(self) -> None:
-        within(self, FEWEST, math.inf, "n")
+        within(self, FEWEST_JUDGED, math.inf, "n")
         within(self, 0, 2**62, "seed")
         within(self, 1, math.inf, "steps")
         within(self, -1000, 1000, "guidance")
@@ -230,15 +230,15 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     ldm, (train, test) = load_run(s.base, "train", "test", augmented=False)
     if s.steps > ldm.schedule.T:
         raise UserError(f"--steps {s.steps}: must be between 1 and {ldm.schedule.T}")
-    if len(test) < FEWEST:
-        raise UserError(
-            f"{s.base}: its --limit leaves {len(test)} test images; {FEWEST} are needed"
-        )
     found = load_control(s.control, s.base, ldm, s.transfer) if s.control else (None, Condition())
     controlnet, condition = found
     machine.place(ldm, *([controlnet] if controlnet else []))
     dataset = dataset_of(s.base)
-    panel = Panel(test, find_judge(dataset), shown_by(condition), s.n, s.seed)
+    judge = find_judge(dataset)
+    if len(test) < (needed := FEWEST_JUDGED if judge.labels else FEWEST):
+        left = f"{s.base}: its --dataset and --limit leave {len(test)} test images"
+        raise UserError(f"{left}; {needed} are needed")
+    panel = Panel(test, judge, shown_by(condition), s.n, s.seed)
     how: Row = {"guidance": s.guidance, "steps": s.steps}
     sample = partial(sample_images, ldm, machine=machine, seed=s.seed, **how)
     x_hat = reconstruct(ldm.vae, panel.data.images)
