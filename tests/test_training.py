@@ -1262,6 +1262,14 @@ def test_the_first_image_of_each_class_is_an_example_hint(tmp_path):
         assert np.array_equal(cv2.imread(str(path), 0), data.images[index, 0].numpy())
 
 
+def test_where_there_are_no_classes_the_first_images_are_example_hints(tmp_path):
+    data = replace(dataset(3), names={"class": ("picture",)})
+    paths = previews.save_examples(tmp_path / "hints", data)
+    assert [path.name for path in paths] == ["picture-1.png", "picture-2.png", "picture-3.png"]
+    for path, image in zip(paths, data.images, strict=True):
+        assert np.array_equal(cv2.imread(str(path), 0), image[0].numpy())
+
+
 def grids(monkeypatch) -> list:
     """What previews draw: path and rows."""
     drawn = []

@@ -25,13 +25,10 @@ LARGEST = 1024  # pixels that a side of a drawing is read with
 GROUND = 8  # ink is what stands out from its surroundings within an eighth of the picture
 CONTRAST = 0.2  # of ink and ground, from which on there is ink
 TWO_TONES = 0.75  # share of the variance that lies between ink and ground, in a drawing
-MOST_INK, WIDEST = (
-    0.4,
-    0.04,
-)  # share of a drawing that is ink, half the width of a stroke over the side
+MOST_INK = 0.4  # share of a drawing that is ink
+WIDEST = 0.04  # half the width of its widest stroke, over its side
 SAME = 0.995  # share of pixels by which an enlarged edge map may differ from its cells
 FULL, EMPTY = 0.4, 0.005  # shares of edges that networks were not trained on
-# what a network was trained on has lines of one pixel
 NEIGHBOURS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # clockwise
 
 

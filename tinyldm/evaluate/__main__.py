@@ -183,7 +183,9 @@ def plain_words(results: Row) -> list[str]:
     said = []
     if not results["classifier"]:
         judge = f"'python -m tinyldm.evaluate.judge --dataset {results['dataset']}' trains one"
-        said.append(f"left out: FD and accuracies, which need a judge of these pictures; {judge}")
+        said.append(
+            f"left out: FD and accuracies, which need a judge; where classes have folders, {judge}"
+        )
     if "loss with control" in results["base"] and not results["control"]:
         said.append(
             "left out: how well hints are followed; they came with the pictures, and nothing finds "

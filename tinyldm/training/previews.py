@@ -69,12 +69,21 @@ def preview_samples(
     save_grid(out / "previews" / f"{name}-{step:06}.png", rows)
 
 
+def examples_of(validation: Dataset) -> dict[str, int]:
+    """Which images are good to try: the first of each class, or where there are no classes the first few."""
+    kinds = validation.names["class"]
+    if len(kinds) == 1:
+        return {f"{kinds[0]} {i + 1}": i for i in range(min(ROWS, len(validation)))}
+    first = {
+        kinds[value]: i for i, value in reversed([*enumerate(validation.labels["class"].tolist())])
+    }
+    return {kind: first[kind] for kind in kinds if kind in first}
+
+
 def save_examples(folder: Path, validation: Dataset) -> list[Path]:
-    """Write the first validation image of each class as CLASS.png: pictures to try as --hint."""
+    """Write validation images, by the names of their classes: pictures to try as --hint."""
     paths = []
-    for value, name in enumerate(validation.names["class"]):
-        found = (validation.labels["class"] == value).nonzero()
-        if len(found):
-            paths.append(folder / f"{name.replace(' ', '-')}.png")
-            save_image(paths[-1], to_float(validation.images[found[0, 0]]))
+    for name, i in examples_of(validation).items():
+        paths.append(folder / f"{name.replace(' ', '-')}.png")
+        save_image(paths[-1], to_float(validation.images[i]))
     return paths
