@@ -1,6 +1,7 @@
 """`sample` and `evaluate` as their user sees them: every flag reaches the pixels and the numbers, exactly."""
 
 import json
+import operator
 import re
 import shutil
 from dataclasses import FrozenInstanceError, asdict, replace
@@ -27,6 +28,7 @@ from tinyldm.evaluate.gallery import GallerySettings, first_of_each, in_every_co
 from tinyldm.evaluate.gallery import main as gallery
 from tinyldm.evaluate.judge import load_judge
 from tinyldm.evaluate.metrics import (
+    Estimate,
     edge_f1,
     estimate,
     frechet_distance,
@@ -404,6 +406,7 @@ def measured(runs) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda text: printed.append(text))
+        patch.setattr(evaluate_file, "ROOM", 0.0)  # these runs follow nothing
         settings = [str(arg) for arg in (*args, *ASKED, "--precision", "fp32", "--device", "cpu")]
         evaluate(parse(EvaluateSettings, args=settings))
     return json.loads((runs / "e.json").read_text()) | {"printed": "\n".join(printed)}
@@ -442,7 +445,7 @@ def test_the_autoencoder_is_measured_by_its_round_trip_of_the_panel(runs, measur
     assert measured["classifier"] == shares and len(shares) == 3
 
 
-def test_the_base_is_measured_by_the_images_of_these_settings(measured, panel, sampled):
+def test_the_base_is_measured_by_the_images_of_these_settings(runs, measured, panel, sampled):
     features, seen = panel.judge(sampled(panel.captions))
     train = load("shapes", "train", limit=64)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(5))[:12]
@@ -456,7 +459,12 @@ def test_the_base_is_measured_by_the_images_of_these_settings(measured, panel, s
         assert (row[f"precision{end}"], row[f"recall{end}"]) == (precision, recall)
     for name in ("class", "colour", "background"):
         assert within(row, f"acc_{name}", share(seen[name], panel.labels[name]))
-    assert len(row) == 8 + 2 * 3
+    for name, controls in (("loss", []), ("loss with control", [controlnet_of(runs)])):
+        torch.manual_seed(0)
+        z_0 = base_of(runs).vae.encode(to_float(panel.data.images))
+        given = [Control(controlnet, panel.hints) for controlnet in controls]
+        assert row[name] == base_of(runs).loss(z_0, panel.captions, given).item()
+    assert len(row) == 8 + 2 * 3 + 2
 
 
 def test_the_control_is_measured_under_each_prompt_setting(runs, measured, panel, sampled):
@@ -515,6 +523,32 @@ def test_the_tables_print_the_numbers_of_the_json(measured):
         assert line in measured["printed"].splitlines()
     ends = "n = 12 of the test split without the held-out pairs, seed 5"
     assert measured["printed"].splitlines()[-1] == ends
+
+
+def results_with(gain: Estimate | None, **others) -> dict:
+    row = {"gain": gain, "ce": 0.8, "ch": 0.78 if gain is None else 0.2}
+    full = {"classifier": {"acc_class": 0.9}, "base": {"loss with control": 1.0}, "dataset": "d"}
+    return full | {"control": {"perfect": row}} | others
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        (results_with(Estimate(0.6, 0.5, 0.7)), ["control works: GAIN 0.60"]),
+        (results_with(Estimate(0.02, 0.01, 0.04)), ["control does not work yet: GAIN 0.02"]),
+        (results_with(Estimate(0.5, -12, 11)), ["control does not work yet: GAIN 0.50"]),
+        (results_with(None), ["an image after the autoencoder follows edges by only 0.02 more"]),
+        (
+            results_with(Estimate(0.6, 0.5, 0.7), classifier={}),
+            ["FD and accuracies, which need a judge", "control works"],
+        ),
+        (results_with(None, control={}), ["they came with the pictures"]),
+        (results_with(None, control={}, base={}), []),
+    ],
+)
+def test_what_the_numbers_come_to_is_said_in_words(results, said):
+    lines = evaluate_file.plain_words(results)
+    assert len(lines) == len(said) and all(map(operator.contains, lines, said))
 
 
 def test_a_base_alone_is_measured_in_bf16_if_asked_and_writes_no_file(runs, monkeypatch, capfd):
