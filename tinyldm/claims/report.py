@@ -125,8 +125,8 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
     for ax, plot in zip(axes, plots, strict=True):
         for style, label, x, y in plot.lines:
             if isinstance(y[0], Estimate):
-                mean, *ends = torch.tensor(y).T
-                errors = [(end - mean).abs() for end in ends]
+                mean, *ends = torch.tensor(y).T.numpy()
+                errors = [abs(end - mean) for end in ends]
                 ax.errorbar(x, mean, errors, fmt=style, capsize=3, label=label)
             else:
                 ax.plot(x, y, style, label=label, linewidth=1)

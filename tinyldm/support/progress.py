@@ -19,6 +19,9 @@ class Lines:
         if line := text.replace(UP, "").strip():
             print(line, file=sys.stderr, flush=True)
 
+    def flush(self) -> None:
+        """Each line is, when it is written."""
+
 
 def progress(over: Iterable | None = None, **settings: Any) -> tqdm:
     """A tqdm bar over `over`; `settings` are tqdm's. A bar that ends sooner than its first line is silent."""
