@@ -451,7 +451,9 @@ def test_ten_kills_of_a_loop_that_saves_lose_one_save_at_most(tmp_path):
                 break
         saved = Checkpoints(tmp_path)
         assert saved.newest() in (last, last + 1)
-        assert len(saved.numbers()) <= kept + 1  # a kill between saving and deleting leaves one more
+        assert (
+            len(saved.numbers()) <= kept + 1
+        )  # a kill between saving and deleting leaves one more
         kept = max(2, len(saved.numbers()))
         with run_folder.held(tmp_path):
             assert not [*tmp_path.rglob(".*.tmp")]
