@@ -82,6 +82,7 @@ WAYS: dict[str, Way] = {
     "a pen of 3 pixels of 512": lambda e: inverted(pen(e, 512, 3)),
     "a pen of 8": lambda e: inverted(pen(e, 512, 8)),
     "a pen of 14": lambda e: inverted(pen(e, 512, 14)),
+    "a pen of 20": lambda e: inverted(pen(e, 512, 20)),
     "white on black": lambda e: pen(e, 512, 8),
     "on a transparent layer": lambda e: layer(pen(e, 512, 8)),
     "300 pixels wide": lambda e: inverted(pen(e, 300, 5)),
@@ -134,7 +135,11 @@ def measure(settings: DrawingsSettings, machine: Machine) -> list[dict[str, Any]
 
     def followed(hints: Tensor, desc: str) -> Tensor:
         control = [Control(controlnet, hints)]
-        x = sample_images(ldm, panel.captions, machine, control, s.seed, desc, steps=10)
+        how: dict[str, Any] = {
+            "steps": 10,
+            "control_passes": "prompted",
+        }  # as `tinyldm.evaluate` measures
+        x = sample_images(ldm, panel.captions, machine, control, s.seed, desc, **how)
         return panel.edge_scores(x)[0]
 
     clean, rows = followed(panel.hints, "clean hints"), []
@@ -148,6 +153,7 @@ def measure(settings: DrawingsSettings, machine: Machine) -> list[dict[str, Any]
             {
                 "drawn as": name,
                 **{f"read as {kind}": number for kind, number in kinds.items()},
+                "with advice": sum(any(";" in note for note in h.notes) for h in found),
                 "EF0 to the true edges": estimate(ef0, origins=panel.origins),
                 "less than clean": estimate(clean - ef0, origins=panel.origins),
             }
