@@ -22,6 +22,7 @@ from tinyldm.data.dataset import to_float, to_uint8
 from tinyldm.data.pictures import hint_image, save_grid, save_image
 from tinyldm.diffusion import Schedule, seeded
 from tinyldm.evaluate import __main__ as evaluate_file
+from tinyldm.evaluate import drawings
 from tinyldm.evaluate.__main__ import EvaluateSettings
 from tinyldm.evaluate.__main__ import main as evaluate
 from tinyldm.evaluate.gallery import GallerySettings, first_of_each, in_every_colour, predicted
@@ -523,6 +524,28 @@ def test_the_tables_print_the_numbers_of_the_json(measured):
         assert line in measured["printed"].splitlines()
     ends = "n = 12 of the test split without the held-out pairs, seed 5"
     assert measured["printed"].splitlines()[-1] == ends
+
+
+# ---------------------------------------------------------------- drawings
+
+
+def test_drawings_are_measured_against_the_hints_that_they_show(
+    runs, monkeypatch, tmp_path, capsys
+):
+    ways = "the edge map, enlarged", "a pen of 8", "a pen of 50"
+    monkeypatch.setattr(drawings, "WAYS", {name: drawings.WAYS[name] for name in ways})
+    flags = ["--base", runs / "base", "--control", runs / "control", "--n", 10, "--device", "cpu"]
+    flags += ["--json", tmp_path / "d.json"]
+    drawings.main(parse(drawings.DrawingsSettings, args=[*map(str, flags)]))
+    rows = json.loads((tmp_path / "d.json").read_text())
+    assert [row["drawn as"] for row in rows] == [*ways, drawings.JPEG]
+    assert all(
+        row[f"read as {kind}"] == 10 for row, kind in zip(rows[:2], ("edges", "lines"), strict=True)
+    )
+    assert rows[0]["less than clean"] == 0 and rows[0]["EF0 to the true edges"] > 0
+    assert all(sum(row[f"read as {k}"] for k in ("edges", "lines", "photo")) == 10 for row in rows)
+    assert rows[2]["with advice"] == rows[2]["read as photo"] == 10 and not rows[1]["with advice"]
+    assert f"| {drawings.JPEG} |" in capsys.readouterr().out
 
 
 def results_with(gain: Estimate | None, **others) -> dict:

@@ -83,6 +83,7 @@ WAYS: dict[str, Way] = {
     "a pen of 8": lambda e: inverted(pen(e, 512, 8)),
     "a pen of 14": lambda e: inverted(pen(e, 512, 14)),
     "a pen of 20": lambda e: inverted(pen(e, 512, 20)),
+    "a pen of 50": lambda e: inverted(pen(e, 512, 50)),
     "white on black": lambda e: pen(e, 512, 8),
     "on a transparent layer": lambda e: layer(pen(e, 512, 8)),
     "300 pixels wide": lambda e: inverted(pen(e, 300, 5)),
