@@ -63,7 +63,7 @@ def test_postscript_is_never_interpreted(tmp_path):
     (tmp_path / "p.png").write_bytes(program)
     with Image.open(tmp_path / "p.png") as opened:
         assert opened.format == "EPS"  # so PIL would hand it to Ghostscript
-    with pytest.raises(UserError, match=r"p\.png: not a picture .*cannot identify"):
+    with pytest.raises(UserError, match=r"p\.png: not a picture .*no known format"):
         read_image(tmp_path / "p.png", 1, 32)
 
 

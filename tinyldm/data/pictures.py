@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -113,7 +113,10 @@ def open_picture(path: Path) -> Image.Image:
     with files.expecting("a picture", path, GIVE, Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a decoder repairs
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        picture = ImageOps.exif_transpose(Image.open(content, formats=FORMATS))
+        try:
+            picture = ImageOps.exif_transpose(Image.open(content, formats=FORMATS))
+        except UnidentifiedImageError as error:
+            raise ValueError("no known format") from error
         picture = eight_bits(picture)
         clear = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
         if picture.mode in ("1", "L", "LA", "La"):
