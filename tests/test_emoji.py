@@ -704,7 +704,7 @@ def test_a_measured_label_is_measured_and_changes_nothing_that_is_learnt(real):
         (["--dataset", "emoji", "--preset", "tiny"], "tiny"),
         (["--dataset", "emoji", "--preset", "auto"], "emoji"),
         (["--preset", "auto"], "cpu"),
-        (["--dataset", "tests"], "emoji"),  # any folder
+        (["--dataset", "tests"], "folder"),
     ],
 )
 def test_the_preset_of_a_base_is_chosen_by_the_dataset(flags, preset):

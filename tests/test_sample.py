@@ -634,7 +634,7 @@ def test_ten_test_images_are_enough_and_nine_are_not(runs, tmp_path, monkeypatch
         files.write_json(tmp_path / str(limit) / "settings.json", chosen)
         save_base(tmp_path / str(limit), base_of(runs))
     evaluate(EvaluateSettings(tmp_path / "10", steps=1000))  # as many as there are
-    with pytest.raises(UserError, match=r"its --limit leaves 9 test images; 10 are needed"):
+    with pytest.raises(UserError, match=r"--limit leave 9 test images; 10 are needed"):
         evaluate(EvaluateSettings(tmp_path / "9"))
 
 

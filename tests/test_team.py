@@ -211,7 +211,7 @@ def test_two_processes_train_a_base_as_one_that_computes_two_parts_bit_for_bit(t
 
 def test_a_team_that_is_stopped_stops_after_one_step_and_resumes_bit_for_bit(tmp_path):
     flags = "--steps", 80, "--vae-fit.steps", 2, "--checkpointing-steps", 10**6
-    whole = trained(tmp_path / "whole", *flags, processes=2)
+    whole = trained(tmp_path / "whole", *flags, "--gradient-accumulation-steps", 2)
     out = tmp_path / "out"
     command = torchrun("train_base.py", *TINY, "--out", out, *flags)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

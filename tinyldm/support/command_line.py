@@ -99,8 +99,8 @@ def preset_of(base: str) -> str:
 def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = None) -> Settings:
     """The settings that `--preset NAME` names, then the other flags.
 
-    auto is the preset of the base that is built upon, or the one with the name of --dataset, or for a folder of
-    pictures that of emoji, whose networks know colour; else cpu.
+    auto is the preset of the base that is built upon, or the one with the name of --dataset, or "folder" if it is
+    one; else cpu.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="auto", nargs="?")
@@ -109,7 +109,7 @@ def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = Non
     given = first.parse_known_args(args)[0]
     name, auto = given.preset, preset_of(given.base) if given.base else given.dataset
     if given.dataset and given.dataset not in presets and Path(given.dataset).is_dir():
-        auto = "emoji"
+        auto = "folder"
     found: dict[str, Any] = {"auto": presets.get(auto, presets["cpu"]), **presets}
     if name is None:
         raise UserError(f"--preset: give one of {', '.join(found)}")

@@ -68,12 +68,21 @@ BASE_PRESETS["long"] = replace(
     vae_fit=muon(steps=5700, batch_size=16, lr=1.2e-2, ema=0.999, preview_every=1900),
     fit=muon(steps=3300, batch_size=64, lr=4e-3, ema=0.998, preview_every=1100),
 )
+BASE_PRESETS["folder"] = replace(  # thousands of pictures, which longer trainings learn by heart
+    BASE_PRESETS["emoji"],
+    preset="folder",
+    data=DataSettings(resolution=64),
+    fit=muon(steps=1100, batch_size=64, lr=4e-3, ema=0.995, preview_every=550),
+)
 CONTROL_PRESETS = {
     "cpu": ControlSettings(
         preset="cpu", fit=muon(steps=900, batch_size=32, lr=8e-3, ema=0.995, preview_every=450)
     ),
     "emoji": ControlSettings(
         preset="emoji", fit=muon(steps=3200, batch_size=32, lr=8e-3, ema=0.998, preview_every=1600)
+    ),
+    "folder": ControlSettings(
+        preset="folder", fit=muon(steps=1200, batch_size=32, lr=8e-3, ema=0.995, preview_every=600)
     ),
     "tiny": ControlSettings(preset="tiny", hint_widths=(8, 16), fit=tiny),
     "gpu": ControlSettings(

@@ -15,7 +15,7 @@ from tinyldm.unet import UNetConfig
 from tinyldm.vae import VAEConfig
 
 Flat = arg(name="")  # its flags carry no prefix: --lr, not --fit.lr
-Preset = Literal["auto", "tiny", "cpu", "long", "emoji", "gpu"]
+Preset = Literal["auto", "tiny", "cpu", "long", "emoji", "folder", "gpu"]
 Density = Annotated[Literal["uniform", "logit-normal"], arg(aliases=["--timesteps"])]
 
 DatasetName = Literal["fashion-mnist", "shapes", "emoji"]
