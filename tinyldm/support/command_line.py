@@ -99,8 +99,8 @@ def preset_of(base: str) -> str:
 def parse_with_preset(presets: dict[str, Settings], args: list[str] | None = None) -> Settings:
     """The settings that `--preset NAME` names, then the other flags.
 
-    auto is the preset of the base that is built upon, or the one with the name of --dataset, or "folder" if it is
-    one; else cpu.
+    auto is the preset of the base that is built upon, or the one with the name of --dataset, or "folder" if
+    that is a folder; else cpu.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="auto", nargs="?")
