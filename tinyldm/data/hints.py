@@ -54,9 +54,7 @@ def ink_of(picture: Image.Image) -> tuple[Grey, bool]:
     dark = 1 - grey if bright else grey
     size = max(3, max(grey.shape) // GROUND) | 1
     ground = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((size, size), np.uint8))
-    if cv2.Canny(
-        (255 * ground).astype(np.uint8), 100, 200
-    ).any():  # no paper: shapes, not its light
+    if cv2.Canny((255 * ground).astype(np.uint8), 100, 200).any():  # shapes, not light on paper
         ground = np.full_like(dark, np.median(dark))
     return (dark - ground) / (1 - ground).clip(0.1), bright
 

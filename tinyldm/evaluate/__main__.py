@@ -17,7 +17,6 @@ from tinyldm.data.dataset import Dataset, to_float, to_uint8
 from tinyldm.evaluate.compare import compare
 from tinyldm.evaluate.judge import find_judge
 from tinyldm.evaluate.metrics import (
-    Estimate,
     edge_f1,
     estimate,
     frechet_distance,
@@ -114,10 +113,6 @@ def measure_base(sample: Sample, panel: Panel, train: Dataset, seed: int) -> Row
     return row | found
 
 
-def gain_of(found: Sampled, ce: Tensor, origins: Tensor) -> Estimate:
-    return estimate(found.ef0, found.ch, ce, statistic=gain, origins=origins)
-
-
 @torch.no_grad()
 def test_loss(ldm: LatentDiffusion, panel: Panel, controlnet: ControlNet | None) -> float:
     """The training's loss on images of the panel, with the same noise every time."""
@@ -134,12 +129,13 @@ def control_row(found: Sampled, asked: dict[str, Tensor], panel: Panel, ce: Tens
     ACC_t is of the class that the prompt asks for, ACC_e of that of the hint's image. An attribute
     counts as the prompt asks for it; without a prompt, as the hint's image has it.
     """
+    edges = found.ef0, found.ch, ce
     room = (ce - found.ch).mean().item()
     row = {
         "ef0": found.ef0.mean().item(),
         "ch": found.ch.mean().item(),
         "ce": ce.mean().item(),
-        "gain": gain_of(found, ce, panel.origins) if room > ROOM else None,
+        "gain": estimate(*edges, statistic=gain, origins=panel.origins) if room > ROOM else None,
     }
     if not panel.judge.labels:
         return row
