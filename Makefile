@@ -39,12 +39,13 @@ claims: $(RUNS)/emoji/base/manifest.json  ## the papers' claims, tested; takes h
 $(RUNS)/emoji/base/manifest.json: | .venv/ready
 	$(BIN)/python train_base.py --preset emoji --out $(@D) $(call resume,emoji/base)
 
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal  # a process of one thread for each core
 test: .venv/ready  ## lint, imports between the rooms, types, and the default test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 .PHONY: test-oldest
 OLDEST ?= python3.10
@@ -53,7 +54,7 @@ test-oldest:  ## the test suite with the oldest versions that pyproject.toml all
 	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c .venv-oldest/constraints.txt \
 		-e '.[test,report]'
-	.venv-oldest/bin/python -m pytest -q -W default
+	.venv-oldest/bin/python -m pytest -q -W default $(PARALLEL)
 
 .PHONY: mutants
 EACH ?= 20

@@ -11,7 +11,10 @@ from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
 
 # Tests compare bits, also between processes that they start: so none may choose its threads by how busy the
-# machine is. What torch found here holds for all of them, unless who calls has chosen.
+# machine is. What torch found here holds for all of them, unless who calls has chosen; with -n it is one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 SMALL = UNetConfig(4, widths=(32, 64), attention=(False, True), heads=2, context_width=16)

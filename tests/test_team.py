@@ -201,19 +201,20 @@ def test_two_processes_agree_with_one_after_twenty_steps(tmp_path):
     assert torch.equal(weights[1], weights[2])
 
 
-def test_two_processes_train_a_base_as_one_that_computes_two_parts_bit_for_bit(tmp_path):
-    parts = "--steps", 20, "--gradient-accumulation-steps"
-    alone = trained(tmp_path / "alone", *parts, 2)
-    both = trained(tmp_path / "both", *parts, 1, processes=2)
-    assert apart(alone, both) == 0
-    assert {p.name for p in both.iterdir()} == {p.name for p in alone.iterdir()}
+FLAGS = "--steps", 60, "--preview-every", 60, "--vae-fit.steps", 2, "--checkpointing-steps", 10**6
 
 
-def test_a_team_that_is_stopped_stops_after_one_step_and_resumes_bit_for_bit(tmp_path):
-    flags = "--steps", 80, "--vae-fit.steps", 2, "--checkpointing-steps", 10**6
-    whole = trained(tmp_path / "whole", *flags, "--gradient-accumulation-steps", 2)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """A base that one process trained, which computes each step in two parts."""
+    out = tmp_path_factory.mktemp("team") / "alone"
+    return trained(out, *FLAGS, "--gradient-accumulation-steps", 2)
+
+
+def test_two_processes_train_a_base_as_one_stop_together_and_resume_bit_for_bit(alone, tmp_path):
+    """Both stop after the same step: otherwise they would wait for each other."""
     out = tmp_path / "out"
-    command = torchrun("train_base.py", *TINY, "--out", out, *flags)
+    command = torchrun("train_base.py", *TINY, "--out", out, *FLAGS)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -230,8 +231,9 @@ def test_a_team_that_is_stopped_stops_after_one_step_and_resumes_bit_for_bit(tmp
     stops = {line for line in told.splitlines() if line.startswith("stopped after step")}
     assert len(stops) == 1 and told.count("stopped after step") == 2
     assert not (out / "manifest.json").exists()
-    trained(out, *flags, "--resume", "latest", processes=2)
-    assert apart(whole, out) == 0
+    trained(out, *FLAGS, "--resume", "latest", processes=2)
+    assert apart(alone, out) == 0
+    assert {p.name for p in out.iterdir()} == {p.name for p in alone.iterdir()}
 
 
 def test_only_the_first_process_speaks_and_a_batch_that_cannot_be_shared_is_an_error(tmp_path):
@@ -242,9 +244,8 @@ def test_only_the_first_process_speaks_and_a_batch_that_cannot_be_shared_is_an_e
     assert "error: --batch-size 5: must be a multiple of 2 (2 processes" in run.stderr
 
 
-def test_a_control_is_trained_by_two_processes_as_by_one_in_two_parts(tmp_path):
-    base = trained(tmp_path / "base")
-    flags = "--base", base, "--steps", 5, "--gradient-accumulation-steps"
+def test_a_control_is_trained_by_two_processes_as_by_one_in_two_parts(alone, tmp_path):
+    flags = "--base", alone, "--steps", 5, "--gradient-accumulation-steps"
     plain = ("--preset", "tiny", "--device", "cpu", "--precision", "fp32")
     found = []
     for processes in (1, 2):

@@ -67,7 +67,7 @@ TINY = Settings(
     vae=VAEConfig(widths=(8, 8, 16)),
     vae_fit=few(Settings.vae_fit),
     text=TextConfig(width=16, layers=1, heads=2),
-    unet=replace(Settings.unet, widths=(16, 16, 16), heads=2, context_width=16),
+    unet=UNetConfig(widths=(16, 16), attention=(False, True), heads=2, context_width=16),
     base_fit=few(Settings.base_fit),
     control_fit=few(Settings.control_fit),
     hint_widths=(8, 8, 16),
