@@ -11,7 +11,7 @@ from tinyldm.unet import UNet, UNetConfig
 from tinyldm.vae import VAE, VAEConfig
 
 # Tests compare bits, also between processes that they start: so none may choose its threads by how busy the
-# machine is. What torch found here holds for all of them, unless who calls has chosen; with -n it is one thread.
+# machine is. What torch found here holds for all of them, unless who calls has chosen; with -n it is one.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
