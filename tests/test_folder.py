@@ -17,6 +17,7 @@ from tinyldm.data.folder import (
     folder_checksum,
     folder_dataset,
     items_of,
+    number_of,
     read_split,
     split_of,
 )
@@ -50,10 +51,11 @@ def pictures(folder: Path, n: int = 40) -> list[str]:
 # ---------------------------------------------------------------- metadata
 
 
-def test_metadata_gives_captions_in_the_order_of_names(tmp_path):
+def test_metadata_gives_captions_whatever_the_order_of_its_lines(tmp_path):
     names = pictures(tmp_path, 3)
     described(tmp_path, [{"file_name": n, "text": f" picture {n} "} for n in reversed(names)])
-    assert [(i.name, i.caption) for i in items_of(tmp_path)] == [(n, f"picture {n}") for n in names]
+    found = [(i.name, i.caption) for i in items_of(tmp_path)]
+    assert found == [(n, f"picture {n}") for n in sorted(names, key=number_of)]
 
 
 @pytest.mark.parametrize("between", ["\n", "\r\n"])
@@ -73,7 +75,7 @@ def test_a_caption_may_be_missing(tmp_path, capsys):
     rows = [{"file_name": n} | ({"text": t} if t != "-" else {})
             for n, t in zip(names, ("-", None, " ", "a dog"), strict=True)]  # fmt: skip
     described(tmp_path, rows)
-    assert [item.caption for item in items_of(tmp_path)] == ["", "", "", "a dog"]
+    assert sorted(item.caption for item in items_of(tmp_path)) == ["", "", "", "a dog"]
 
 
 WRONG = {
@@ -156,8 +158,16 @@ def test_splits_are_by_name_alone_and_never_move(tmp_path):
     assert [split_of(f"{i}.png") for i in range(4)] == ["train", "train", "train", "train"]
 
 
-def read(folder: Path, split: str):
-    return read_split(folder, split, 8, 0, "white", folder_file.HINT, False)[2]
+def test_the_first_pictures_of_a_split_are_of_all_classes(tmp_path):
+    """Previews, the watched validation images and --limit take the first."""
+    for kind in "abcd":
+        pictures(tmp_path / kind, 40)
+    assert {item.kind for item in read(tmp_path, "train", limit=20)} == set("abcd")
+    assert len({item.kind for item in read(tmp_path, "validation")[:4]}) > 1
+
+
+def read(folder: Path, split: str, limit: int = 0):
+    return read_split(folder, split, 8, limit, "white", folder_file.HINT, False)[2]
 
 
 def test_a_split_without_pictures_is_an_error(tmp_path):
@@ -245,7 +255,7 @@ def test_a_broken_picture_is_named_or_skipped_and_counted(tmp_path, capsys, kind
         (tmp_path / name).write_bytes(whole[: len(whole) // 2] if BAD[kind] is None else BAD[kind])
     count = sum(split_of(name) == "train" for name in names)
     broken = sum(split_of(name) == "train" for name in names[3:10])
-    with pytest.raises(UserError, match=r"3\.png: .*picture.*; or give --skip-bad-images"):
+    with pytest.raises(UserError, match=r"[3-9]\.png: .*picture.*; or give --skip-bad-images"):
         folder_dataset(tmp_path, "train", 8)
     capsys.readouterr()
     data = folder_dataset(tmp_path, "train", 8, skip=True)
@@ -254,7 +264,9 @@ def test_a_broken_picture_is_named_or_skipped_and_counted(tmp_path, capsys, kind
     assert told.count("it is skipped") == min(5, broken)
     assert (f"{broken} pictures are skipped in all" in told) == (broken > 5)
     kept = [n for n in names if split_of(n) == "train" and n not in names[3:10]]
-    assert [int(x) for x in data.images[:, 0, 0, 0]] == [int(Path(n).stem) for n in sorted(kept)]
+    assert [int(x) for x in data.images[:, 0, 0, 0]] == [
+        int(Path(n).stem) for n in sorted(kept, key=number_of)
+    ]
 
 
 # ---------------------------------------------------------------- hints
@@ -271,9 +283,8 @@ def test_hints_may_come_with_the_pictures(tmp_path):
     described(tmp_path, rows)
     data = folder_dataset(tmp_path, "train", 30, column="drawing")
     assert data.hints.dtype == torch.bool and data.hints.shape == (len(data), 1, 30, 30)
-    for hint, name in zip(
-        data.hints, sorted(n for n in names if split_of(n) == "train"), strict=True
-    ):
+    train = sorted((n for n in names if split_of(n) == "train"), key=number_of)
+    for hint, name in zip(data.hints, train, strict=True):
         start = int(Path(name).stem) % 7
         assert hint[0, :, start : start + 5].all() and hint.sum() == 150
     assert torch.equal(data.subset(torch.tensor([2])).hints, data.hints[[2]])

@@ -49,10 +49,15 @@ class Item(NamedTuple):
 # ---------------------------------------------------------------- what is there
 
 
+def number_of(name: str) -> int:
+    """A hash of a picture's name."""
+    return int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(), 16)
+
+
 def split_of(name: str) -> str:
-    """The split of a picture: by a hash of its name, so that it stays when others come or go."""
-    number = int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(), 16) % 100
-    return next(s for i, s in enumerate(SHARES) if number < sum([*SHARES.values()][: i + 1]))
+    """The split of a picture: by its number, so that it stays when others come or go."""
+    percent = number_of(name) % 100
+    return next(s for i, s in enumerate(SHARES) if percent < sum([*SHARES.values()][: i + 1]))
 
 
 def inside(folder: Path, name: object, column: str, where: str) -> str:
@@ -108,15 +113,15 @@ def caption_of(row: dict[str, Any], where: str) -> str:
 
 
 def items_of(folder: Path, hint_column: str = HINT) -> list[Item]:
-    """The pictures that the metadata lists, else all, in the order of their names. Raises UserError."""
+    """The pictures that the metadata lists, else all, shuffled by their numbers. Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"--dataset {folder}: no folder; give one with pictures")
     rows = metadata_rows(folder)
-    found = sorted(unlisted(folder) if rows is None else listed(folder, rows, hint_column))
+    found = unlisted(folder) if rows is None else listed(folder, rows, hint_column)
     if not found:
         remedy = f"give one with pictures ({', '.join(ENDINGS)})"
         raise UserError(f"--dataset {folder}: has no pictures; {remedy}")
-    return found
+    return sorted(found, key=lambda item: number_of(item.name))
 
 
 def listed(folder: Path, rows: list[tuple[str, dict[str, Any]]], hint_column: str) -> list[Item]:
