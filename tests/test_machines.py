@@ -21,11 +21,12 @@ from tinyldm.training.settings import FitSettings
 
 ROOT = Path(__file__).parents[1]
 CUDA, CPU, MPS = map(torch.device, ("cuda", "cpu", "mps"))
-# no fcntl, processes that inherit nothing, and functions that only some systems have
+# no fcntl, processes that inherit nothing, and functions that only some systems have; one process decodes
 ELSEWHERE = """
 import multiprocessing, os, sys
 sys.modules["fcntl"] = None
 multiprocessing.set_start_method("spawn")
+os.cpu_count = lambda: 1
 del os.fork, os.sched_getaffinity, os.getloadavg
 """
 EVERY_MODULE = """

@@ -201,7 +201,7 @@ def test_two_processes_agree_with_one_after_twenty_steps(tmp_path):
     assert torch.equal(weights[1], weights[2])
 
 
-FLAGS = "--steps", 60, "--preview-every", 60, "--vae-fit.steps", 2, "--checkpointing-steps", 10**6
+FLAGS = "--steps", 40, "--preview-every", 40, "--vae-fit.steps", 2, "--checkpointing-steps", 10**6
 
 
 @pytest.fixture(scope="module")
