@@ -25,6 +25,7 @@ LARGEST = 1024  # pixels that a side of a drawing is read with
 GROUND = 8  # ink is what stands out from its surroundings within an eighth of the picture
 CONTRAST = 0.2  # of ink and ground, from which on there is ink
 TWO_TONES = 0.75  # share of the variance that lies between ink and ground, in a drawing
+FLAT = 0.975  # the same of wide strokes; two in a hundred photos of a thing on one ground have more
 MOST_INK = 0.4  # share of a drawing that is ink
 WIDEST = 0.04  # half the width of its widest stroke, over its side
 SAME = 0.995  # share of pixels by which an enlarged edge map may differ from its cells
@@ -133,7 +134,7 @@ def advice(edges: Tensor, kind: str, explained: float) -> list[str]:
     """What is odd about a hint, and what to do."""
     share = edges.float().mean().item()
     other = "photo" if kind != "photo" else "lines"
-    if kind == "photo" and explained > TWO_TONES:
+    if kind == "photo" and explained > FLAT:
         return [
             "has two tones, but too wide for lines, so it is read as a photo; if it is a drawing, "
             "use a thinner pen or --hint-kind lines"
