@@ -130,7 +130,7 @@ def test_what_is_odd_is_told_with_what_to_do(tmp_path, told):
 def test_a_photo_of_a_thing_on_one_ground_is_nothing_odd(tmp_path):
     """As a coat on black, shaded: a drawing is flatter."""
     shaded = cv2.ellipse(np.zeros((32, 32)), (16, 16), (8, 12), 0, 0, 360, 1, -1)
-    shaded *= np.linspace(255, 120, 32)
+    shaded *= np.linspace(255, 60, 32)
     hint = read(tmp_path, Image.fromarray(shaded.astype(np.uint8)), "auto")
     assert hint.kind == "photo" and not hint.notes
 
