@@ -12,7 +12,9 @@ from test_commands import COMMANDS, error_of
 from test_pictures import png_header
 
 from tinyldm.data import folder as folder_file
+from tinyldm.data.conditions import Condition
 from tinyldm.data.folder import (
+    HINT,
     channels_of,
     folder_checksum,
     folder_dataset,
@@ -21,6 +23,7 @@ from tinyldm.data.folder import (
     read_split,
     split_of,
 )
+from tinyldm.data.hints import read_hint
 from tinyldm.support.errors import UserError
 from tinyldm.training.run_folder import load_data
 from tinyldm.training.settings import DataSettings
@@ -89,6 +92,9 @@ WRONG = {
     '{"file_name": "../out.png"}': r"line 2: file_name '\.\./out\.png' lies outside",
     '{"file_name": "/etc/passwd"}': r"line 2: file_name '/etc/passwd' lies outside",
     '{"file_name": "link.png"}': r"line 2: file_name 'link\.png' lies outside",
+    json.dumps({"file_name": "x" * 300}): r"line 2: cannot be read \(File name too long\); mend",
+    '{"file_name": "0\\u0000.png"}': r"line 2: not a file_name .*null byte.*; mend the name",
+    '{"file_name": "\\ud800.png"}': r"line 2: (not a file_name|there is no picture)",
 }
 
 
@@ -102,6 +108,51 @@ def test_a_wrong_line_is_named_with_its_file(tmp_path, line):
     with pytest.raises(UserError, match=WRONG[line]) as error:
         items_of(folder)
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+TABLES = {
+    "file_name;text\n0.png;a dog\n": r"has no column file_name \(but file_name;text\).* by commas$",
+    'file_name,text\n0.png,"a dog\n1.png,a cat\n': r"not a table .*; mend its quotes$",
+    "": r"has no column file_name",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_wrong_table_is_named_with_what_to_do(tmp_path, table):
+    pictures(tmp_path, 2)
+    (tmp_path / "metadata.csv").write_text(table)
+    with pytest.raises(UserError, match=TABLES[table]) as error:
+        items_of(tmp_path)
+    assert "metadata.csv" in str(error.value)
+
+
+def test_a_caption_may_have_breaks_that_are_no_end_of_a_line(tmp_path):
+    pictures(tmp_path, 1)
+    text = "a\u2028dog\u0085here"
+    (tmp_path / "metadata.jsonl").write_text(
+        f'{{"file_name": "0.png", "text": "{text}"}}\n', "utf-8"
+    )
+    assert [item.caption for item in items_of(tmp_path)] == [text]
+
+
+def test_folders_of_splits_and_metadata_further_down_are_told_with_what_to_do(tmp_path):
+    for split in ("train", "test"):
+        pictures(tmp_path / split / "dog", 2)
+    with pytest.raises(UserError, match=r"its folders are splits; give --dataset \S+/train$"):
+        items_of(tmp_path)
+    assert {item.kind for item in items_of(tmp_path / "train")} == {"dog"}
+    pictures(tmp_path / "car", 1)  # so "train" may be one
+    assert {item.kind for item in items_of(tmp_path)} == {"train", "test", "car"}
+    described(tmp_path / "train", [])
+    with pytest.raises(UserError, match=r"train/metadata\.jsonl: .*; give --dataset \S+/train$"):
+        items_of(tmp_path)
+
+
+def test_pictures_of_a_class_may_be_links(tmp_path):
+    picture(tmp_path / "elsewhere.png")
+    (tmp_path / "data" / "dog").mkdir(parents=True)
+    os.symlink(tmp_path / "elsewhere.png", tmp_path / "data" / "dog" / "0.png")
+    assert [item.name for item in items_of(tmp_path / "data")] == ["dog/0.png"]
 
 
 def test_two_metadata_files_and_text_that_is_no_utf8_are_errors(tmp_path):
@@ -120,11 +171,14 @@ def test_class_folders_are_captions_and_labels(tmp_path):
             picture(tmp_path / kind / f"{i}.png", (i, 0, 0))
     picture(tmp_path / ".cache" / "x.png")
     (tmp_path / "dog" / "notes.txt").write_text("no picture")
-    assert {i.caption for i in items_of(tmp_path)} == {"a photo of a dog", "a photo of a ice cream"}
+    assert {i.caption for i in items_of(tmp_path)} == {
+        "a photo of a dog",
+        "a photo of an ice cream",
+    }
     data = folder_dataset(tmp_path, "train", 8)
     assert data.names == {"class": ("dog", "ice_cream")}
     assert [data.names["class"][i] for i in data.labels["class"]] == [
-        c.removeprefix("a photo of a ").replace(" ", "_") for c in data.captions.full()
+        c.split(maxsplit=4)[4].replace(" ", "_") for c in data.captions.full()
     ]
 
 
@@ -293,7 +347,65 @@ def test_hints_may_come_with_the_pictures(tmp_path):
     described(tmp_path, rows)
     read_split.cache_clear()
     with pytest.raises(UserError, match="some pictures have a drawing and some have not"):
-        folder_dataset(tmp_path, "train", 30, column="drawing")
+        folder_dataset(tmp_path, "test", 30, column="drawing")
+    with pytest.raises(UserError, match=r"^--conditioning-image-column sketch: .* no such column"):
+        folder_dataset(tmp_path, "train", 30, column="sketch")
+
+
+MAPS = {  # of 512 pixels, and what of 64 x 64 they turn on
+    "lines of a pixel": (lambda: drawn_map(1), (0.02, 0.1)),
+    "lines of three": (lambda: drawn_map(3), (0.02, 0.1)),
+    "a mask over most of it": (lambda: Image.new("L", (512, 512), 255), (1, 1)),
+    "lines on a transparent layer": (lambda: clear(drawn_map(3)), (0.02, 0.1)),
+}
+
+
+def drawn_map(width: int) -> Image.Image:
+    """White lines on black."""
+    image = Image.new("L", (512, 512))
+    for x in (100, 301):
+        image.paste(255, (x, 0, x + width, 512))
+    return image
+
+
+def clear(drawn: Image.Image) -> Image.Image:
+    """White where it was white, else transparent."""
+    return Image.merge("LA", [Image.new("L", drawn.size, 255), drawn])
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_hints_are_read_alike_in_training_and_for_samples(tmp_path, kind, capsys):
+    """White on black, whatever of it is more: nothing is lost by scaling, and nothing inverted."""
+    make, (low, high) = MAPS[kind]
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", size=(512, 512))
+        make().save(tmp_path / f"{i}-hint.png")
+    rows = [{"file_name": f"{i}.png", "text": "x", HINT: f"{i}-hint.png"} for i in range(3)]
+    data = folder_dataset(described(tmp_path, rows), "train", 64)
+    assert low <= data.hints.float().mean() <= high and "hint" not in capsys.readouterr().err
+    hint = read_hint(tmp_path / "0-hint.png", 3, 64, Condition("given"))
+    assert torch.equal(hint.edges, data.hints[:1]) and not hint.notes
+
+
+def test_empty_hints_are_told(tmp_path, capsys):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png")
+    picture(tmp_path / "hint.png", 0, mode="L")
+    rows = [{"file_name": f"{i}.png", "text": "x", HINT: "hint.png"} for i in range(3)]
+    folder_dataset(described(tmp_path, rows), "train", 64)
+    assert "note: 3 of 3 pictures of" in (told := capsys.readouterr().err)
+    assert "have a hint without anything white" in told
+    assert read_hint(tmp_path / "hint.png", 3, 64, Condition("given")).notes
+
+
+def test_a_full_disk_is_told_before_pictures_are_decoded(tmp_path, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    pictures(tmp_path, 3)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"^\$TMPDIR, \S+: no room for \d+ MB; name another"):
+        folder_dataset(tmp_path, "train", 64)
 
 
 def test_what_identifies_a_folder(tmp_path):
@@ -306,6 +418,11 @@ def test_what_identifies_a_folder(tmp_path):
     captioned = folder_checksum(tmp_path)
     (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes() + b"0")
     assert len({before, captioned, folder_checksum(tmp_path)}) == 3
+    described(tmp_path, [{"file_name": n, "text": "a dog", HINT: names[0]} for n in names])
+    hinted = folder_checksum(tmp_path)
+    picture(tmp_path / "hint.png", size=(99, 99))
+    (tmp_path / "hint.png").replace(tmp_path / names[0])
+    assert folder_checksum(tmp_path) != hinted
 
 
 def test_many_pictures_are_decoded_by_processes(tmp_path, monkeypatch):

@@ -53,7 +53,8 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN | HUGE)
 def test_what_is_no_picture_is_one_line_that_names_the_file(tmp_path, name):
     (tmp_path / "p.png").write_bytes((BROKEN | HUGE)[name])
-    with pytest.raises(UserError, match=r"p\.png: not a picture .*; give a PNG") as error:
+    told = "not a picture .*; give a PNG" if name in BROKEN else "has more than 89 million pixels"
+    with pytest.raises(UserError, match=rf"p\.png: {told}") as error:
         read_image(tmp_path / "p.png", 1, 32)
     assert "\n" not in str(error.value)
 
@@ -80,7 +81,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch, name):
     (tmp_path / "p.png").write_bytes(HUGE[name])
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(UserError, match="DecompressionBomb"):
+    with pytest.raises(UserError, match=r"p\.png: has more than 89 million pixels; scale it down$"):
         read_image(tmp_path / "p.png", 1, 32)
 
 

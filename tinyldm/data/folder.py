@@ -24,13 +24,27 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import rgb_to_grayscale as grey
 
 from tinyldm.data.dataset import Captions, Dataset
+from tinyldm.data.hints import read_map
 from tinyldm.data.pictures import centred, fitted, flattened, open_picture
 from tinyldm.support import files
 from tinyldm.support.errors import UserError
 from tinyldm.support.progress import progress
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
+SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}  # others' names of them
 SHARES = {"train": 80, "validation": 10, "test": 10}  # per cent
 FILE, TEXT, HINT = "file_name", "text", "conditioning_image_file_name"
 MOST = 2**30  # bytes of metadata
@@ -65,16 +79,19 @@ def inside(folder: Path, name: object, column: str, where: str) -> str:
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: no {column}; give the name of a picture in {folder}")
     path = folder / name
-    if os.path.isabs(name) or not files.real(path).is_relative_to(files.real(folder)):
-        raise UserError(f"{where}: {column} {name!r} lies outside of {folder}; move it there")
-    if not path.is_file():
-        raise UserError(f"{where}: there is no picture {path}; mend the name or remove the line")
+    with files.expecting(f"a {column}", Path(where), "mend the name or remove the line"):
+        if os.path.isabs(name) or not files.real(path).is_relative_to(files.real(folder)):
+            raise UserError(f"{where}: {column} {name!r} lies outside of {folder}; move it there")
+        if not path.is_file():
+            raise UserError(
+                f"{where}: there is no picture {path}; mend the name or remove the line"
+            )
     return Path(os.path.normpath(name)).as_posix()
 
 
 def json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(Where it stands, row) of metadata.jsonl."""
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(text.split("\n"), 1):  # captions may have other breaks
         where = f"{path}, line {i}"
         if line.strip():
             with files.expecting("a line of JSON", Path(where), "mend or remove it"):
@@ -86,9 +103,13 @@ def json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(Where it stands, row) of metadata.csv."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    for row in reader:
-        yield f"{path}, line {reader.line_num}", row
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    with files.expecting("a table", path, "mend its quotes", csv.Error):
+        if FILE not in (names := reader.fieldnames or []):
+            remedy = "name it in the first line, and separate columns by commas"
+            raise UserError(f"{path}: has no column {FILE} (but {', '.join(names)}); {remedy}")
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
 
 
 def metadata_rows(folder: Path) -> list[tuple[str, dict[str, Any]]] | None:
@@ -121,6 +142,14 @@ def items_of(folder: Path, hint_column: str = HINT) -> list[Item]:
     if not found:
         remedy = f"give one with pictures ({', '.join(ENDINGS)})"
         raise UserError(f"--dataset {folder}: has no pictures; {remedy}")
+    given = [bool(item.hint) for item in found]
+    if any(given) and not all(given):
+        raise UserError(
+            f"{folder}: some pictures have a {hint_column} and some have not; give it to all"
+        )
+    if hint_column != HINT and not any(given):
+        flag = f"--conditioning-image-column {hint_column}"
+        raise UserError(f"{flag}: {folder} has no such column; name one of its metadata")
     return sorted(found, key=lambda item: number_of(item.name))
 
 
@@ -138,25 +167,35 @@ def listed(folder: Path, rows: list[tuple[str, dict[str, Any]]], hint_column: st
 
 
 def unlisted(folder: Path) -> list[Item]:
-    """All pictures; those in class folders are captioned "a photo of a CLASS"."""
+    """All pictures; those in class folders are captioned "a photo of a CLASS". Raises UserError."""
     found = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
+        if path.name in METADATA and not hidden:
+            raise UserError(f"{path}: metadata of a folder in it; give --dataset {path.parent}")
         if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
             kind = name.parts[0] if len(name.parts) > 1 else ""
-            inside(folder, name.as_posix(), FILE, str(folder))
-            caption = f"a photo of a {kind.replace('_', ' ')}" if kind else ""
-            found.append(Item(name.as_posix(), caption, kind, ""))
+            found.append(Item(name.as_posix(), caption_of_class(kind), kind, ""))
+    kinds = {item.kind for item in found}
+    if kinds and kinds <= SPLITS:
+        inner = folder / ("train" if "train" in kinds else min(kinds))
+        raise UserError(f"--dataset {folder}: its folders are splits; give --dataset {inner}")
     return found
 
 
+def caption_of_class(kind: str) -> str:
+    """The caption of a picture in a class folder; "" if it is in none."""
+    article = "an" if kind[:1].lower() in tuple("aeiou") else "a"
+    return f"a photo of {article} {kind.replace('_', ' ')}" if kind else ""
+
+
 def folder_checksum(folder: Path, hint_column: str = HINT) -> str:
-    """What identifies the folder's content: names, captions, and the sizes of the files."""
+    """What identifies a folder: names, captions, and the sizes of pictures and hints."""
     text = hashlib.sha256()
     for item in items_of(folder, hint_column):
-        size = (folder / item.name).stat().st_size
-        text.update(json.dumps([*item, size]).encode())
+        sizes = [(folder / name).stat().st_size for name in (item.name, item.hint) if name]
+        text.update(json.dumps([*item, *sizes]).encode())
     return text.hexdigest()
 
 
@@ -173,23 +212,34 @@ class Decoder:
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, name: str, channels: int) -> Tensor:
+    def read(self, name: str) -> Tensor:
         square = flattened(centred(open_picture(self.folder / name)), self.ground)
-        return fitted(square, channels, self.resolution)
+        return fitted(square, 3, self.resolution)
 
     def __getitem__(self, i: int) -> tuple[int, Tensor | str, Tensor | None]:
         item = self.items[i]
         try:
-            hint = self.read(item.hint, 1) > 127 if item.hint else None
-            return i, self.read(item.name, 3), hint
+            hint = read_map(self.folder / item.hint, self.resolution) if item.hint else None
+            return i, self.read(item.name), hint
         except UserError as error:
             return i, str(error), None
 
 
 def stored(*size: int) -> Tensor:
-    """A tensor uint8 in a file without a name, which takes no memory that the system cannot have back."""
+    """A tensor uint8 in a file without a name, which takes no memory that the system cannot have back.
+
+    Raises UserError if there is no room for it.
+    """
+    number = max(1, math.prod(size))
     with tempfile.TemporaryFile() as file:  # stays until the tensor is gone
-        content = np.memmap(file, np.uint8, "w+", shape=max(1, math.prod(size)))
+        try:
+            getattr(os, "posix_fallocate", lambda *_: None)(file.fileno(), 0, number)
+        except OSError as error:
+            where = f"$TMPDIR, {tempfile.gettempdir()}"
+            raise UserError(
+                f"{where}: no room for {number >> 20} MB; name another folder"
+            ) from error
+        content = np.memmap(file, np.uint8, "w+", shape=number)
     return torch.from_numpy(content)[: math.prod(size)].view(size)
 
 
@@ -232,13 +282,9 @@ def read_split(
     items = [item for item in items_of(folder, column) if split_of(item.name) == split]
     items = items[: limit or None]
     decoder = Decoder(folder, items, resolution, ground)
-    given = [bool(item.hint) for item in items]
-    if any(given) and not all(given):
-        raise UserError(
-            f"{folder}: some pictures have a {column} and some have not; give it to all"
-        )
-    images = stored(len(items), 3, resolution, resolution)
-    hints = stored(len(items), 1, resolution, resolution).bool() if any(given) else None
+    images, hints = stored(len(items), 3, resolution, resolution), None
+    if items and items[0].hint:
+        hints = stored(len(items), 1, resolution, resolution).bool()
     kept, failures = list[Item](), list[str]()
     for i, image, hint in decoded(decoder, processes(len(items))):
         if isinstance(image, str):
@@ -252,13 +298,14 @@ def read_split(
     return images[: len(kept)], None if hints is None else hints[: len(kept)], kept
 
 
-def tell(folder: Path, items: Sequence[Item]) -> None:
-    """Say how many captions are missing."""
+def tell(folder: Path, items: Sequence[Item], hints: Tensor | None) -> None:
+    """Say how many captions are missing, and how many hints (n, 1, H, W) are empty."""
     missing = sum(not item.caption for item in items)
-    if missing:
-        print(
-            f"note: {missing} of {len(items)} pictures of {folder} have no caption", file=sys.stderr
-        )
+    empty = 0 if hints is None else sum(not hint.any() for hint in hints)
+    for number, what in ((missing, "no caption"), (empty, "a hint without anything white")):
+        if number:
+            note = f"note: {number} of {len(items)} pictures of {folder} have {what}"
+            print(note, file=sys.stderr)
 
 
 def channels_of(
@@ -287,7 +334,7 @@ def folder_dataset(
     images, hints, items = read_split(folder, split, resolution, limit, ground, column, skip)
     if not items:
         raise UserError(f"--dataset {folder}: no picture in its {split} split; add pictures")
-    tell(folder, items)
+    tell(folder, items, hints)
     kinds = tuple(sorted({item.kind for item in items_of(folder, column)}))
     return Dataset(
         as_grey(images) if channels == 1 else images,

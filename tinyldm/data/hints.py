@@ -148,6 +148,16 @@ def advice(edges: Tensor, kind: str, explained: float) -> list[str]:
     return []
 
 
+def read_map(path: Path, resolution: int) -> Tensor:
+    """A map, white on black, as a hint bool (1, 1, H, H): the cells with a bright pixel. Raises UserError.
+
+    So training and sampling read hints that come with pictures; what is transparent is black.
+    """
+    grey = flattened(centred(open_picture(path)), "black").convert("L")
+    cells = cells_of(np.asarray(grey) > 127, resolution)
+    return rearrange(torch.from_numpy(cells), "H W -> 1 1 H W")
+
+
 def read_hint(
     path: Path,
     channels: int,
@@ -160,6 +170,11 @@ def read_hint(
     A photo's is what `condition` finds in it, on white where it is transparent. In lines, dark or bright or on
     a transparent layer, the ink is the hint, thinned; an edge map is taken as it is. `auto` tells them apart.
     """
+    if condition.name == "given" and kind == "auto":
+        edges = read_map(path, resolution)
+        return Hint(
+            edges, "edges", [] if edges.any() else ["has nothing white; give white on black"]
+        )
     square = centred(open_picture(path))
     if square.width > LARGEST:
         square = square.resize((LARGEST, LARGEST), Image.Resampling.BOX)
@@ -167,7 +182,7 @@ def read_hint(
     mask, contrast, explained = two_tones(ink)
     if kind == "auto":
         told = kind_of(mask, contrast, explained, resolution)
-        kind = {"canny": told, "given": "edges"}.get(condition.name, "photo")
+        kind = told if condition.name == "canny" else "photo"
     notes = []
     if kind == "photo" and condition.name == "given":
         raise UserError(

@@ -117,6 +117,10 @@ def open_picture(path: Path) -> Image.Image:
             picture = ImageOps.exif_transpose(Image.open(content, formats=FORMATS))
         except UnidentifiedImageError as error:
             raise ValueError("no known format") from error
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: has more than 89 million pixels; scale it down") from error
+        if picture.mode == "F":
+            raise UserError(f"{path}: has pixels of floating point; store it with 8 or 16 bits")
         picture = eight_bits(picture)
         clear = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
         if picture.mode in ("1", "L", "LA", "La"):

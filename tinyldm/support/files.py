@@ -224,6 +224,8 @@ def expecting(what: str, path: Path, remedy: str, *damage: type[Exception]) -> I
     """
     try:
         yield
+    except UserError:
+        raise
     except DAMAGE + damage as error:
         if cause := getattr(error, "strerror", None):  # the system's: not about the content
             raise UserError(f"{path}: cannot be read ({cause}); {remedy}") from error
