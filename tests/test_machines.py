@@ -1,5 +1,6 @@
 """Machines that are not here: without fcntl, with GPUs that have no bf16, with devices that have no float64."""
 
+import json
 import os
 import subprocess
 import sys
@@ -140,20 +141,25 @@ def test_graphs_and_memory_formats_are_where_they_are_known(monkeypatch):
     assert formats == [torch.channels_last] * 2 + [torch.preserve_format]
 
 
-def test_fp16_trains_with_scaled_gradients_and_skips_those_that_overflow(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fp16_trains_with_scaled_gradients_and_leaves_out_those_that_overflow(tmp_path, optimizer):
     """On a CPU, which autocast knows too; the first scale, 65536, is too large for this loss."""
     torch.manual_seed(0)
-    network, x = nn.Linear(4, 1), torch.randn(64, 4)
+    network, x = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 1)), torch.randn(64, 8)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return 20 * (network(x).float() - x.sum(1, keepdim=True)).square().mean()
 
     before = loss(x).item()
+    how = FitSettings(150, 16, optimizer, 1e-2, ema=0.0, warmup=1, log_every=1, preview_every=1)
     fit(
-        loss, [network], Columns(x), FitSettings(steps=150, batch_size=16, lr=3e-2, ema=0.0, warmup=1),
+        loss, [network], Columns(x), how,
         checkpoints=Checkpoints(tmp_path), name="line", seed=0, machine=Machine(CPU, torch.float16),
     )  # fmt: skip
     assert loss(x).item() < before / 20
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
+    assert norms[0] == 0 and all(norms[20:])  # left out, then not
 
 
 def test_a_loss_that_is_not_finite_still_ends_a_training_in_fp16(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import small_unet
 from safetensors.torch import load_file
+from test_commands import error_of
 from torch import nn
 
 from tinyldm.controlnet import ControlNet, ControlNetConfig
@@ -242,6 +243,15 @@ def test_only_the_first_process_speaks_and_a_batch_that_cannot_be_shared_is_an_e
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode != 0 and "Traceback" not in run.stderr.split("elastic")[0]
     assert "error: --batch-size 5: must be a multiple of 2 (2 processes" in run.stderr
+
+
+def test_batches_that_cannot_be_shared_are_told_before_anything_is_trained(capfd, tmp_path):
+    for flag, size in (("--batch-size", 6), ("--vae-fit.batch-size", 2)):
+        told = error_of(
+            capfd, "train_base", *TINY, "--out", tmp_path / "x", "--gradient-accumulation-steps", 4, flag, size
+        )  # fmt: skip
+        assert told.startswith(f"error: {flag} {size}: must be a multiple of 4")
+        assert not (tmp_path / "x").exists()
 
 
 def test_a_control_is_trained_by_two_processes_as_by_one_in_two_parts(alone, tmp_path):

@@ -80,6 +80,7 @@ class Muon(torch.optim.AdamW):
         momentum: float = 0.95,
     ):
         super().__init__(parameters, **adamw(lr, weight_decay))
+        self._step_supports_amp_scaling = False  # a GradScaler is to leave out steps that overflow
         self.momentum = momentum
         self.shapes: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in self.param_groups[0]["params"]:

@@ -28,6 +28,7 @@ from tinyldm.training.log import plot_losses
 from tinyldm.training.machine import Machine, keep_threads
 from tinyldm.training.networks import NO_BASE, SETTINGS, base_checksum, load_base
 from tinyldm.training.settings import BaseSettings, ControlSettings, DataSettings, MachineSettings
+from tinyldm.training.team import check_parts
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 NEW = {"min_count", "canny_low", "canny_high"}
@@ -118,8 +119,9 @@ def check_out(
     """The checkpoint to resume from, 0 for the start; None for a new run. Changes no unfinished run.
 
     `holding` tells that this process holds the run. Raises UserError if the run folder may not be used
-    so, and Finished if nothing is left to do.
+    so, or a batch cannot be shared, and Finished if nothing is left to do.
     """
+    check_batches(settings, machine)
     out, run = files.real(settings.out), settings.run
     with files.expecting("a run folder", out, "name another --out"):
         if isinstance(settings, ControlSettings):
@@ -135,6 +137,15 @@ def check_out(
             complete(out)
         raise Finished(f"{out}: finished already")
     return at
+
+
+def check_batches(settings: BaseSettings | ControlSettings, machine: Machine) -> None:
+    """Raise UserError unless every batch can be shared equally."""
+    sizes = {"--batch-size": settings.fit.batch_size}
+    if isinstance(settings, BaseSettings):
+        sizes["--vae-fit.batch-size"] = settings.vae_fit.batch_size
+    for flag, size in sizes.items():
+        check_parts(size, machine.team, machine.accumulate, flag)
 
 
 def check_room(out: Path, overwrite: bool) -> None:

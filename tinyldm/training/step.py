@@ -94,7 +94,9 @@ class Step:
         loss = machine.team.mean(torch.stack(losses).mean())
         self.scaler.unscale_(self.optimizer)
         norm = clipped(self.optimizer, self.clip)
-        check(loss, loss if self.scaler.is_enabled() else norm)  # it mends an overflow
+        if self.scaler.is_enabled():  # it leaves out a step that overflows, whose norm counts as 0
+            norm = norm.nan_to_num(0, posinf=0)
+        check(loss, norm)
         take_step(self.optimizer, self.scaler)
         return loss, norm
 

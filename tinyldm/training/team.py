@@ -112,10 +112,10 @@ def restored(mode: PartOfDraws, device: torch.device) -> Iterator[None]:
         yield
 
 
-def check_parts(batch_size: int, team: Team, accumulate: int) -> int:
+def check_parts(batch_size: int, team: Team, accumulate: int, flag: str = "--batch-size") -> int:
     """How many parts a batch has. Raises UserError if they cannot be equal."""
     parts = team.size * accumulate
     if batch_size % parts:
         split = f"{team.size} processes, {accumulate} --gradient-accumulation-steps"
-        raise UserError(f"--batch-size {batch_size}: must be a multiple of {parts} ({split})")
+        raise UserError(f"{flag} {batch_size}: must be a multiple of {parts} ({split})")
     return parts
