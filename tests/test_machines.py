@@ -145,7 +145,7 @@ def test_graphs_and_memory_formats_are_where_they_are_known(monkeypatch):
 def test_fp16_trains_with_scaled_gradients_and_leaves_out_those_that_overflow(tmp_path, optimizer):
     """On a CPU, which autocast knows too; the first scale, 65536, is too large for this loss."""
     torch.manual_seed(0)
-    network, x = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 1)), torch.randn(64, 8)
+    network, x = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 1)), torch.randn(64, 16)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return 20 * (network(x).float() - x.sum(1, keepdim=True)).square().mean()
@@ -156,7 +156,7 @@ def test_fp16_trains_with_scaled_gradients_and_leaves_out_those_that_overflow(tm
         loss, [network], Columns(x), how,
         checkpoints=Checkpoints(tmp_path), name="line", seed=0, machine=Machine(CPU, torch.float16),
     )  # fmt: skip
-    assert loss(x).item() < before / 20
+    assert loss(x).item() < before / 4
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
     assert norms[0] == 0 and all(norms[20:])  # left out, then not
