@@ -51,7 +51,7 @@ def test_the_package_is_small_and_its_functions_are_short():
     files = [*PACKAGE.rglob("*.py"), *SCRIPTS]
     sizes = {path: tokens(path) for path in PACKAGE.rglob("*.py")}
     claims = sum(size for path, size in sizes.items() if path.parent.name == "claims")
-    assert claims <= 35_500 and sum(sizes.values()) - claims <= 57_000
+    assert claims <= 35_500 and sum(sizes.values()) - claims <= 57_500
     lengths = [entry for path in files for entry in functions(path)]
     assert max(lengths)[0] <= 50, max(lengths)
     assert statistics.median(length for length, _ in lengths) <= 7

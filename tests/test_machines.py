@@ -119,6 +119,10 @@ def test_devices_are_picked_in_their_order(monkeypatch):
         found.append(pick_device("auto").type)
     assert found == ["cpu", "mps", "cuda"]
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(UserError, match=r"process 4 has no GPU of its own; give 3$"):
+        own_device(CUDA)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert own_device(CUDA) == torch.device("cuda", 3)
     assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1) and own_device(CPU) == CPU
 

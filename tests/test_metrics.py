@@ -16,10 +16,13 @@ from tinyldm.claims.result import finite
 from tinyldm.data import load
 from tinyldm.data.conditions import canny, silhouette
 from tinyldm.data.dataset import to_float, to_uint8
+from tinyldm.evaluate import __main__ as evaluate_file
 from tinyldm.evaluate import judge as judge_file
 from tinyldm.evaluate import panel as panel_file
+from tinyldm.evaluate.__main__ import judge_of
 from tinyldm.evaluate.compare import CURVES, compare, point
 from tinyldm.evaluate.judge import (
+    BLIND,
     FOLDER,
     WIDTHS,
     Classifier,
@@ -281,7 +284,7 @@ def test_the_judge_takes_many_images_in_parts_of_500():
         return x.flatten(1)
 
     x = torch.rand(1001, 1, 32, 32)
-    judge = Judge(SimpleNamespace(body=body, heads=[lambda f: f[:, :2]]), ("class",))
+    judge = Judge(SimpleNamespace(channels=1, body=body, heads=[lambda f: f[:, :2]]), ("class",))
     features, seen = judge(x)
     assert parts == [500, 500, 1] and torch.equal(features, x.flatten(1))
     assert torch.equal(seen["class"], features[:, :2].argmax(1))
@@ -357,6 +360,28 @@ def test_a_trained_judge_is_saved_with_its_card_and_loads_as_it_was(tmp_path, mo
     assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())
     assert not any(p.requires_grad for p in again.classifier.parameters())
     assert again.labels == judge.labels
+
+
+def test_a_judge_of_grey_pictures_sees_coloured_ones_in_grey_and_the_other_way():
+    torch.manual_seed(0)
+    x = torch.rand(5, 1, 32, 32) * 2 - 1
+    for channels in (1, 3):
+        judge = Judge(Classifier(channels, (3,)), ("class",))
+        features, seen = judge(x)
+        again, seen_again = judge(x.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(features, again)
+        assert torch.equal(seen["class"], seen_again["class"])
+
+
+def test_too_few_pictures_of_a_folder_are_measured_without_its_judge(monkeypatch, tmp_path, capsys):
+    judge = Judge(Classifier(1, (3,)), ("class",))
+    monkeypatch.setattr(evaluate_file, "find_judge", lambda dataset: judge)
+    assert judge_of(tmp_path, str(tmp_path), 10) is judge and not capsys.readouterr().err
+    assert judge_of(tmp_path, str(tmp_path), 9) is BLIND
+    assert "9 test images, too few for FD and accuracies" in capsys.readouterr().err
+    for dataset, images, needed in ((str(tmp_path), 1, 2), ("shapes", 9, 10)):
+        with pytest.raises(UserError, match=f"leave {images} test images; {needed} are needed"):
+            judge_of(tmp_path, dataset, images)
 
 
 def test_settings_of_the_judge_stay_as_they_were_checked():

@@ -19,6 +19,7 @@ from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data.dataset import Columns
 from tinyldm.support.errors import UserError
 from tinyldm.training.machine import Machine
+from tinyldm.training.run_folder import held
 from tinyldm.training.settings import FitSettings
 from tinyldm.training.step import Step
 from tinyldm.training.team import PartOfDraws, Team, check_parts, part_of_draws
@@ -235,6 +236,7 @@ def test_two_processes_train_a_base_as_one_stop_together_and_resume_bit_for_bit(
     trained(out, *FLAGS, "--resume", "latest", processes=2)
     assert apart(alone, out) == 0
     assert {p.name for p in out.iterdir()} == {p.name for p in alone.iterdir()}
+    trained(out, *FLAGS, "--resume", "latest", processes=2)  # finished already, which is no error
 
 
 def test_only_the_first_process_speaks_and_a_batch_that_cannot_be_shared_is_an_error(tmp_path):
@@ -243,6 +245,16 @@ def test_only_the_first_process_speaks_and_a_batch_that_cannot_be_shared_is_an_e
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode != 0 and "Traceback" not in run.stderr.split("elastic")[0]
     assert "error: --batch-size 5: must be a multiple of 2 (2 processes" in run.stderr
+
+
+def test_where_the_first_process_fails_the_others_end_in_silence(tmp_path):
+    """Here the run folder is held."""
+    command = torchrun("train_base.py", *TINY, "--out", tmp_path / "x")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with held(tmp_path / "x"):
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert run.returncode != 0 and "Traceback" not in run.stderr.split("elastic")[0]
+    assert run.stderr.count("another training is writing there") == 1
 
 
 def test_batches_that_cannot_be_shared_are_told_before_anything_is_trained(capfd, tmp_path):

@@ -1,6 +1,7 @@
 """`python -m tinyldm.evaluate`: how good are the autoencoder, the base and the control, on the test split?"""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tinyldm.controlnet import ControlNet
 from tinyldm.data.conditions import Condition, canny
 from tinyldm.data.dataset import Dataset, to_float, to_uint8
 from tinyldm.evaluate.compare import compare
-from tinyldm.evaluate.judge import find_judge
+from tinyldm.evaluate.judge import BLIND, Judge, find_judge
 from tinyldm.evaluate.metrics import (
     edge_f1,
     estimate,
@@ -37,7 +38,7 @@ from tinyldm.training.log import seconds_of
 from tinyldm.training.machine import Machine, process
 from tinyldm.training.networks import load_control
 from tinyldm.training.run_folder import dataset_of, load_run
-from tinyldm.training.settings import within
+from tinyldm.training.settings import DataSettings, within
 
 Row = dict[str, Any]
 Sample = Callable[..., Tensor]  # `sample_images` of the model, with the settings of `generate`
@@ -222,6 +223,18 @@ def shown_by(condition: Condition) -> Condition:
     return Condition() if condition.name == "given" else condition
 
 
+def judge_of(base: Path, dataset: str, images: int) -> Judge:
+    """The judge for so many test images; BLIND where a folder has too few for it. Raises UserError."""
+    judge = find_judge(dataset)
+    left = f"{base}: its --dataset and --limit leave {images} test images"
+    if judge.labels and images < FEWEST_JUDGED and DataSettings(dataset).folder:
+        print(f"note: {left}, too few for FD and accuracies", file=sys.stderr)
+        judge = BLIND
+    if images < (needed := FEWEST_JUDGED if judge.labels else FEWEST):
+        raise UserError(f"{left}; {needed} are needed")
+    return judge
+
+
 def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     """All numbers. Raises UserError."""
     s = settings
@@ -232,10 +245,7 @@ def evaluate(settings: EvaluateSettings, machine: Machine) -> Row:
     controlnet, condition = found
     machine.place(ldm, *([controlnet] if controlnet else []))
     dataset = dataset_of(s.base)
-    judge = find_judge(dataset)
-    if len(test) < (needed := FEWEST_JUDGED if judge.labels else FEWEST):
-        left = f"{s.base}: its --dataset and --limit leave {len(test)} test images"
-        raise UserError(f"{left}; {needed} are needed")
+    judge = judge_of(s.base, dataset, len(test))
     panel = Panel(test, judge, shown_by(condition), s.n, s.seed)
     how: Row = {"guidance": s.guidance, "steps": s.steps}
     sample = partial(sample_images, ldm, machine=machine, seed=s.seed, **how)

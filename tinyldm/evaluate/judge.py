@@ -44,6 +44,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, values: Sequence[int]):
         super().__init__()
+        self.channels = channels
         layers: list[nn.Module] = []
         for c_in, c in pairwise((channels, *WIDTHS)):
             conv = nn.Conv2d(c_in, c, 3, padding=1, stride=2 if layers else 1)
@@ -81,14 +82,24 @@ class Judge:
         """x (n, k, H, W) in [-1, 1] -> features (n, 128), float32, and predictions name -> (n,)."""
         if self.classifier is None:
             return torch.zeros(len(x), 0), {}
+        channels = self.classifier.channels
         scaled = (
-            F.interpolate(part.to(self.device).clamp(-1, 1), SIZE, mode="area")
+            F.interpolate(
+                with_channels(part, channels).to(self.device).clamp(-1, 1), SIZE, mode="area"
+            )
             for part in x.split(500)
         )
         features = torch.cat([self.classifier.body(part) for part in scaled])
         seen = [head(features).argmax(-1).cpu() for head in self.classifier.heads]
         found = {name: measure(to_uint8(x)) for name, measure in self.measured.items()}
         return features.cpu(), dict(zip(self.learnt, seen, strict=True)) | found
+
+
+def with_channels(x: Tensor, channels: int) -> Tensor:
+    """Images (n, k, H, W) in colour as grey ones, or the other way, where a judge learnt from those."""
+    if x.shape[1] == channels:
+        return x
+    return x.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
 BLIND = Judge(None, ())  # where nobody trained one
@@ -193,7 +204,9 @@ def main(settings: JudgeSettings) -> None:
         raise UserError(f"--out {path.parent}: holds {path.name}; move it, or name another folder")
     data, test = load_data(settings.data, "train", "test", held_out=True)
     if len(data.names["class"]) < 2:
-        raise UserError(f"--dataset {dataset}: a judge needs classes; make a folder for each")
+        raise UserError(
+            f"--dataset {dataset}: a judge needs classes: a folder for each, and no metadata"
+        )
     judge = train(settings, data)
     assert judge.classifier
     _, seen = judge(to_float(test.images))

@@ -121,10 +121,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Under torchrun each process of a machine has a GPU of its own."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    """Under torchrun each process of a machine has a GPU of its own. Raises UserError if there are too few."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    if (own := int(os.environ["LOCAL_RANK"])) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--nproc-per-node: process {own + 1} has no GPU of its own; give {count}")
+    return torch.device("cuda", own)
 
 
 def native_bf16(device: torch.device) -> bool:

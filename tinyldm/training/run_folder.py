@@ -133,8 +133,9 @@ def check_out(
             return None
         at = check_resumable(out, run.resume, described(settings, machine))
     if is_sealed(out):
-        with contextlib.nullcontext() if holding else held(out):
-            complete(out)
+        if not machine.team.rank:
+            with contextlib.nullcontext() if holding else held(out):
+                complete(out)
         raise Finished(f"{out}: finished already")
     return at
 
@@ -242,32 +243,29 @@ def open_run(settings: BaseSettings | ControlSettings, machine: Machine) -> Iter
     With --overwrite the old run stands aside until the new one is complete, and comes back if that fails
     before its first checkpoint. Of a team only the first writes there. Raises UserError.
     """
-    out, team = files.real(settings.out), machine.team
-    if team.rank:
-        at = check_out(settings, machine)
-        team.wait()  # all have checked the folder
-        team.wait()  # the first one has made it
-        with copied(out) as folder:
-            yield checkpoints_of(settings, machine, folder, at)
-            team.wait()
-        return
-    with held(out):
-        at = check_out(settings, machine, holding=True)
-        team.wait()
-        if at is None:
-            make(out, described(settings, machine))
-        elif machine.device.type == "cpu" and not settings.run.threads:
-            keep_threads(threads_of(out))
-        team.wait()
-        checkpoints = checkpoints_of(settings, machine, out, at)
+    out, team, first = files.real(settings.out), machine.team, not machine.team.rank
+    with contextlib.ExitStack() as stack:
+        with team.together(machine.device):
+            if first:
+                stack.enter_context(held(out))
+            at = check_out(settings, machine, holding=first)
+        with team.together(machine.device):
+            if first and at is None:
+                make(out, described(settings, machine))
+            elif first and machine.device.type == "cpu" and not settings.run.threads:
+                keep_threads(threads_of(out))
+        folder = out if first else stack.enter_context(copied(out))
+        checkpoints = checkpoints_of(settings, machine, folder, at)
         try:
             yield checkpoints
         except Exception:
-            if at is None and not checkpoints.numbers():
+            if first and at is None and not checkpoints.numbers():
                 unmake(out)
             raise
-        team.wait()
-        complete(out)
+        with team.together(machine.device):
+            pass
+        if first:
+            complete(out)
 
 
 def checkpoints_of(

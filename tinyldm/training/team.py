@@ -27,11 +27,6 @@ class Team(NamedTuple):
     rank: int = 0
     size: int = 1
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.size > 1:
-            dist.barrier()
-
     def any(self, value: bool, device: torch.device) -> bool:
         """Is it so in one of them?"""
         if self.size == 1:
@@ -39,6 +34,18 @@ class Team(NamedTuple):
         found = torch.tensor(float(value), device=device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.item() > 0
+
+    @contextmanager
+    def together(self, device: torch.device) -> Iterator[None]:
+        """All leave this together; where one of them raises an error, the others end in silence."""
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            stop = self.any(failed, device)
+        if stop:
+            raise SystemExit(2)
 
     def mean(self, x: Tensor) -> Tensor:
         """Over all of them."""
