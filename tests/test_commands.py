@@ -267,9 +267,10 @@ def test_bf16_trains_and_saves_fp32_weights(tmp_path):
         (["--preset", "cpu", "--data-dir", "nowhere"], ["nowhere", "apt-get"]),
     ],
 )
-def test_bad_flags_of_train_base(capfd, args, words, monkeypatch):
+def test_bad_flags_of_train_base(capfd, args, words, monkeypatch, tmp_path):
+    """With an --out of their own: in `runs` there may be a run."""
     monkeypatch.chdir(ROOT)
-    error = error_of(capfd, "train_base", *args)
+    error = error_of(capfd, "train_base", "--out", tmp_path / "x", *args)
     assert all(word in error for word in words), error
 
 
@@ -378,7 +379,8 @@ def test_a_control_is_transferred_to_another_base_only_if_told(runs, tmp_path, c
 
 def test_a_base_that_is_none(capfd, tmp_path, runs):
     for command in ("train_control", "sample", "evaluate"):
-        assert str(tmp_path) in error_of(capfd, command, "--base", tmp_path)
+        out = ["--out", tmp_path / "x"] if command == "train_control" else []
+        assert f"{tmp_path}/manifest.json: " in error_of(capfd, command, "--base", tmp_path, *out)
     assert "train_base" in error_of(capfd, "sample", "--base", runs / "control")
 
 
