@@ -31,7 +31,9 @@ from tinyldm.support.errors import UserError
 from tinyldm.support.progress import progress
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-ENDINGS = [f".{x}" for x in "png jpg jpeg jfif webp gif bmp tif tiff ppm pgm".split()]
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
 SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}  # others' names of them
 SHARES = {"train": 80, "validation": 10, "test": 10}  # per cent
 FILE, TEXT, HINT = "file_name", "text", "conditioning_image_file_name"
