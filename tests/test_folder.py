@@ -25,6 +25,7 @@ from tinyldm.data.folder import (
 )
 from tinyldm.data.hints import read_hint
 from tinyldm.support.errors import UserError
+from tinyldm.training.previews import save_examples
 from tinyldm.training.run_folder import load_data
 from tinyldm.training.settings import DataSettings
 
@@ -385,6 +386,17 @@ def test_hints_are_read_alike_in_training_and_for_samples(tmp_path, kind, capsys
     assert low <= data.hints.float().mean() <= high and "hint" not in capsys.readouterr().err
     hint = read_hint(tmp_path / "0-hint.png", 3, 64, Condition("given"))
     assert torch.equal(hint.edges, data.hints[:1]) and not hint.notes
+
+
+def test_examples_of_hints_that_came_with_the_pictures_are_these(tmp_path):
+    for i in range(4):
+        picture(tmp_path / f"{i}.png")
+        drawn_map(9).rotate(90 * i).save(tmp_path / f"{i}-hint.png")
+    rows = [{"file_name": f"{i}.png", "text": "x", HINT: f"{i}-hint.png"} for i in range(4)]
+    data = folder_dataset(described(tmp_path, rows), "train", 64)
+    for i, path in enumerate(save_examples(tmp_path / "hints", data)):
+        hint = read_hint(path, 3, 64, Condition("given"))
+        assert torch.equal(hint.edges, data.hints[i : i + 1])
 
 
 def test_empty_hints_are_told(tmp_path, capsys):

@@ -81,9 +81,13 @@ def examples_of(validation: Dataset) -> dict[str, int]:
 
 
 def save_examples(folder: Path, validation: Dataset) -> list[Path]:
-    """Write validation images, by the names of their classes: pictures to try as --hint."""
-    paths = []
+    """Write validation images, or the hints that came with them: pictures to try as --hint.
+
+    They are named by their classes.
+    """
+    given, paths = validation.hints, []
     for name, i in examples_of(validation).items():
         paths.append(folder / f"{name.replace(' ', '-')}.png")
-        save_image(paths[-1], to_float(validation.images[i]))
+        image = to_float(validation.images[i]) if given is None else hint_image(given[i])
+        save_image(paths[-1], image)
     return paths
