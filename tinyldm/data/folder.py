@@ -274,7 +274,7 @@ def read_split(
     decoder = Decoder(folder, items, resolution, ground)
     images, hints = stored(len(items), 3, resolution, resolution), None
     if items and items[0].hint:
-        hints = stored(len(items), 1, resolution, resolution).bool()
+        hints = stored(len(items), 1, resolution, resolution).view(torch.bool)
     kept, failures = list[Item](), list[str]()
     for i, image, hint in decoded(decoder, processes(len(items))):
         if isinstance(image, str):
@@ -291,7 +291,7 @@ def read_split(
 def tell(folder: Path, items: Sequence[Item], hints: Tensor | None) -> None:
     """Say how many captions are missing, and how many hints (n, 1, H, W) are empty."""
     missing = sum(not item.caption for item in items)
-    empty = 0 if hints is None else sum(not hint.any() for hint in hints)
+    empty = 0 if hints is None else int((~hints.flatten(1).any(1)).sum())
     for number, what in ((missing, "no caption"), (empty, "a hint without anything white")):
         if number:
             note = f"note: {number} of {len(items)} pictures of {folder} have {what}"
