@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tinyldm.claims.claim import BASE_GOOD, CONVERGED, COPY_KEPT
-from tinyldm.claims.lab import Lab
+from tinyldm.claims.lab import Lab, Model
 from tinyldm.claims.settings import FASHION, SMALL, BaseArm, ControlArm
 from tinyldm.claims.verdict import Measured, Noise
 from tinyldm.data.dataset import to_float
@@ -22,9 +22,9 @@ def floor(lab: Lab) -> float:
     return frechet_distance(features, lab.wide.reference)
 
 
-def base_ratio(lab: Lab) -> float:
-    """FD of the worst base over the floor."""
-    models = [lab.base(BaseArm(), 0)] if lab.ground else lab.models(BaseArm())
+def base_ratio(lab: Lab, models: list[Model] | None = None) -> float:
+    """FD of the worst base over the floor: of these, or else of those that the lab trains things on."""
+    models = models or ([lab.base(BaseArm(), 0)] if lab.ground else lab.models(BaseArm()))
     return max(lab.sweep(models, panel=lab.wide).fds) / floor(lab)
 
 
