@@ -10,6 +10,7 @@ from tinyldm.claims.claim import BASE_GOOD, Claim, Finding, Plot, Row, found
 from tinyldm.claims.lab import Lab
 from tinyldm.claims.settings import ControlArm
 from tinyldm.claims.shape_of_rise import share_made, time_of
+from tinyldm.claims.sweep import Sweep
 from tinyldm.claims.verdict import Criterion, Measured, Noise, Precondition, measure, pseudo_values
 from tinyldm.claims.watch import Curve, curve, watched
 
@@ -54,6 +55,31 @@ def exponential(mean: Tensor) -> Tensor:
     return mean.exp()
 
 
+def watched_rows(lab: Lab, curves: dict[int, list[Curve]]) -> list[Row]:
+    return [
+        {
+            "batch": b,
+            "seed": s,
+            "t50": time_of(t, ef0.mean(2), 0.5),
+            "t90": time_of(t, ef0.mean(2), 0.9),
+            "EF0 at the end": ef0[-3:].mean().item(),
+        }
+        for b in BATCHES
+        for s, (t, ef0, _) in zip(lab.seeds, curves[b], strict=True)
+    ]
+
+
+def end_row(lab: Lab, arm: ControlArm, swept: Sweep) -> Row:
+    return {
+        "batch": lab.fit_of(arm).batch_size,
+        "steps": lab.fit_of(arm).steps,
+        "EF0": swept.ef0,
+        "movement of the copy": lab.moved(arm, lab.seeds[0]),
+        "GAIN": swept.gain,
+        "ACC_t": swept.acc,
+    }
+
+
 def run(lab: Lab) -> Finding:
     lab = small(lab)
     curves = {b: [curve(lab, s, arm_of(lab, b)) for s in lab.seeds] for b in BATCHES}
@@ -65,27 +91,8 @@ def run(lab: Lab) -> Finding:
     ends = arm_of(lab, LARGE), longer(lab, SMALL)
     large, more = (lab.sweep(arm) for arm in ends)
     measured[BETTER] = large.measure(large.ef0s - more.ef0s)
-    rows: list[Row] = [
-        {
-            "batch": b,
-            "seed": s,
-            "t50": time_of(t, ef0.mean(2), 0.5),
-            "t90": time_of(t, ef0.mean(2), 0.9),
-            "EF0 at the end": ef0[-3:].mean().item(),
-        }
-        for b in BATCHES
-        for s, (t, ef0, _) in zip(lab.seeds, curves[b], strict=True)
-    ]
-    rows += [
-        {
-            "batch": lab.fit_of(arm).batch_size,
-            "steps": lab.fit_of(arm).steps,
-            "EF0": swept.ef0,
-            "movement of the copy": lab.moved(arm, lab.seeds[0]),
-            "GAIN": swept.gain,
-            "ACC_t": swept.acc,
-        }
-        for arm, swept in zip(ends, (large, more), strict=True)
+    rows = watched_rows(lab, curves) + [
+        end_row(lab, *end) for end in zip(ends, (large, more), strict=True)
     ]
     late = torch.tensor([time_of(t, ef0.mean(2), 0.9) for t, ef0, _ in curves[LARGE]])
     checks = {

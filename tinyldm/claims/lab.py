@@ -6,6 +6,7 @@ changes a measurement retrains nothing.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,7 @@ class Lab:
         ground: Path | None = None,
     ):
         self.store, self.settings, self.machine, self.seeds = store, settings, machine, seeds
+        self.bases: dict[str, Model] = {}
         self.ground, s = ground, settings
         self.data = {split: load(s.dataset, split, s.resolution, None, s.limit) for split in SPLITS}
         judge = load_judge(s.dataset)
@@ -201,7 +203,14 @@ class Lab:
         return LatentDiffusion.build(vae, self.tokenizer, s.text, s.unet, s.resolution)
 
     def base(self, arm: BaseArm, seed: int) -> Model:
-        """The trained base of an arm."""
+        """The trained base of an arm: a copy, for the caller to change."""
+        name = name_of(self.base_key(arm, seed))
+        if name not in self.bases:
+            self.bases[name] = self.made_base(arm, seed)
+        return deepcopy(self.bases[name])
+
+    def made_base(self, arm: BaseArm, seed: int) -> Model:
+        """Trained, or loaded from the store."""
         key = self.base_key(arm, seed)
         if self.ground and arm == BaseArm():
             ldm = load_base(self.ground)
@@ -298,21 +307,27 @@ class Lab:
 
     def logged(self, arm: ControlArm, seed: int) -> list[tuple[int, float]]:
         """(step, validation loss) during the arm's training, with the same noise every time."""
-        lines = files.read_lines(self.store.folder / self.control(arm, seed).key[-1] / METRICS)
+        if not self.store.has(key := self.control_key(arm, seed)):
+            self.control(arm, seed)
+        lines = files.read_lines(self.store.folder / name_of(key) / METRICS)
         return [(e["step"], e["validation_loss"]) for e in lines if "validation_loss" in e]
 
     def last_loss(self, arm: ControlArm, seed: int) -> float:
         """The validation loss of the trained arm."""
         return self.logged(arm, seed)[-1][1]
 
-    @torch.no_grad()
     def losses(self, arm: ControlArm, seed: int) -> list[tuple[int, float]]:
         """As `logged`, from before the first step on."""
-        logged = self.logged(arm, seed)
-        model = self.untrained(replace(arm, edit="zero"), seed)
-        torch.manual_seed(0)
-        first = noise_loss(model, arm, *self.machine.load(self.validation(arm))).item()
-        return [(0, first), *logged]
+        logged, arm = self.logged(arm, seed), replace(arm, edit="zero")
+
+        @torch.no_grad()
+        def first() -> Tensor:
+            model = self.untrained(arm, seed)
+            torch.manual_seed(0)
+            return noise_loss(model, arm, *self.machine.load(self.validation(arm))).cpu()
+
+        key = {"kind": "first-loss", "of": self.control_key(arm, seed)}
+        return [(0, self.store.keep(key, first).item()), *logged]
 
     def last_quarter(self, arm: ControlArm, seed: int) -> float:
         """Share of its loss's whole fall that the arm makes in the last quarter of its training."""
@@ -323,10 +338,14 @@ class Lab:
 
     def moved(self, arm: ControlArm, seed: int) -> float:
         """How far training moved the copy: |after - before| / |before| of its encoder's weights."""
-        before = self.new_control(self.base(arm.base, seed).ldm, arm.edit, seed)[1]
-        after = self.control(arm, seed).nets[0]
-        assert isinstance(before, ControlNet) and isinstance(after, ControlNet)
-        return distance(before.encoder, after.encoder)
+
+        def far() -> Tensor:
+            before = self.new_control(self.base(arm.base, seed).ldm, arm.edit, seed)[1]
+            after = self.control(arm, seed).nets[0]
+            assert isinstance(before, ControlNet) and isinstance(after, ControlNet)
+            return torch.tensor(distance(before.encoder, after.encoder))
+
+        return self.store.keep({"kind": "moved", "of": self.control_key(arm, seed)}, far).item()
 
     # ------------------------------------------------------------ samples
 
