@@ -20,16 +20,18 @@ from conftest import randomise
 import train_base
 import train_control
 from tinyldm import sample
+from tinyldm.controlnet import ControlNet, ControlNetConfig
 from tinyldm.data import load
 from tinyldm.data.dataset import to_float
 from tinyldm.data.hints import read_hint
 from tinyldm.evaluate.__main__ import EvaluateSettings
 from tinyldm.evaluate.__main__ import main as evaluate
-from tinyldm.ldm import generate
+from tinyldm.ldm import LatentDiffusion, generate
 from tinyldm.support import files
 from tinyldm.support.command_line import parse, parse_with_preset, run_command
 from tinyldm.support.errors import Finished, UserError
 from tinyldm.support.progress import progress
+from tinyldm.text import Tokenizer
 from tinyldm.training import previews
 from tinyldm.training.networks import (
     base_checksum,
@@ -40,6 +42,7 @@ from tinyldm.training.networks import (
 )
 from tinyldm.training.presets import BASE_PRESETS, CONTROL_PRESETS
 from tinyldm.training.settings import BaseSettings, RunSettings
+from tinyldm.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 progress_file = importlib.import_module("tinyldm.support.progress")
@@ -188,23 +191,37 @@ def test_evaluate_prints_and_writes_every_number(runs, tmp_path, capfd):
     assert "| perfect |" in capfd.readouterr().out
 
 
-def test_the_gpu_presets_fit_together_and_train_a_step(tmp_path, monkeypatch):
-    """At their real widths, 64 px: a shrunken number of images, steps and batch."""
+def test_the_parts_of_the_gpu_presets_fit_together():
+    """At their real widths, on a device that computes shapes only."""
+    base, control = BASE_PRESETS["gpu"], CONTROL_PRESETS["gpu"]
+    tokenizer = Tokenizer.from_captions(["a red circle"], base.text.length)
+    with torch.device("meta"):
+        ldm = LatentDiffusion.build(VAE(base.vae), tokenizer, base.text, base.unet, 64)
+        net = ControlNet(ldm.unet, ControlNetConfig(hint_widths=control.hint_widths))
+        x, hint, t = torch.zeros(2, 3, 64, 64), torch.zeros(2, 1, 64, 64), torch.ones(2).long()
+        z, context = ldm.vae.encode(x), ldm.context(torch.zeros(2, base.text.length).long())
+        eps = ldm.unet(z, t, context, net(z, t, context, hint))
+        eps.sum().backward()
+    assert z.shape == eps.shape == (2, 4, 16, 16) and ldm.vae.decode(z).shape == x.shape
+    assert sum(p.numel() for p in ldm.unet.parameters()) > 10**7
+
+
+def test_the_gpu_presets_train_a_step(tmp_path, monkeypatch):
+    """At 64 px, all else shrunken: an eighth of the widths, a few images, steps and samples."""
     preset = BASE_PRESETS["gpu"]
-    few = {
-        "steps": 1,
-        "batch_size": 2,
-        "preview_every": 9,
-        "ema": 0.0,
-        "optimizer": "adamw",
-    }  # Muon would take a minute here, and what is averaged would be stored twice
+    few = {"steps": 1, "batch_size": 2, "preview_every": 9}
     run = replace(preset.run, device="cpu", precision="fp32")
     data = replace(preset.data, dataset="shapes", limit=4)
     fits = {"vae_fit": replace(preset.vae_fit, **few), "fit": replace(preset.fit, **few)}
+    sizes = {
+        "vae": replace(preset.vae, widths=tuple(w // 8 for w in preset.vae.widths)),
+        "unet": replace(preset.unet, widths=tuple(w // 8 for w in preset.unet.widths)),
+        "text": replace(preset.text, width=preset.text.width // 8),
+    }
     monkeypatch.setattr(previews, "ROWS", 1)
     monkeypatch.setattr(previews, "COLUMNS", 1)
     monkeypatch.setattr(previews, "generate", partial(generate, steps=2))
-    train_base.main(replace(preset, out=tmp_path / "base", run=run, data=data, **fits))
+    train_base.main(replace(preset, out=tmp_path / "base", run=run, data=data, **sizes, **fits))
     ldm = load_base(tmp_path / "base")
     assert ldm.latent_shape == (4, 16, 16)
     control = CONTROL_PRESETS["gpu"]

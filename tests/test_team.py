@@ -1,7 +1,10 @@
 """Many processes, accumulated gradients and recomputed activations: the same steps."""
 
+import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,20 +32,49 @@ CPU = torch.device("cpu")
 TINY = ("--preset", "tiny", "--dataset", "shapes", "--device", "cpu", "--precision", "fp32")
 
 
-def torchrun(script: str, *args: object, processes: int = 2) -> list[str]:
-    """The command that starts so many processes of a script on this machine."""
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train_base", "train_control", "torch._dynamo"])
+
+
+def torchrun(script: str, *args: object) -> list[str]:
+    """The command that starts two processes of a script on this machine."""
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    return [*map(str, [*run, processes, script, *args])]
+    return [*map(str, [*run, 2, script, *args])]
 
 
-def trained(out: Path, *args: object, processes: int = 1, script: str = "train_base.py") -> Path:
-    command = torchrun(script, *TINY, "--out", out, *args, processes=processes)
-    alone = [sys.executable, *command[command.index(script) :]]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        command if processes > 1 else alone, cwd=ROOT, env=env, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+def member(place: dict[str, str], script: str, args: list[str], told: Path) -> None:
+    """What torchrun starts, in a process that has imported all before; what it prints is a file."""
+    os.environ.update(place, OMP_NUM_THREADS="1")
+    with told.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [script, *args]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def team(folder: Path, script: str, *args: object, processes: int = 2) -> list[tuple[int, str]]:
+    """Of each process of a script its exit code, and what it printed; started as torchrun does, but at once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    size, address = str(processes), {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    told, members = [folder / f"told-{i}" for i in range(processes)], []
+    for i in range(processes):
+        place = {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": size, **address}
+        members.append(
+            SERVER.Process(
+                target=member, args=(place, script, [*map(str, args)], told[i]), daemon=True
+            )
+        )
+        members[-1].start()
+    for process in members:
+        process.join(120)
+    return [(p.exitcode, path.read_text()) for p, path in zip(members, told, strict=True)]
+
+
+def trained(out: Path, *args: object, processes: int = 2) -> Path:
+    run = team(out.parent, "train_base.py", *TINY, "--out", out, *args, processes=processes)
+    assert all(code == 0 for code, _ in run), run
     return out
 
 
@@ -163,7 +195,7 @@ def test_recomputing_keeps_less(monkeypatch):
 # ---------------------------------------------------------------- processes
 
 
-ALONE = """
+TWENTY = """
 import sys
 from pathlib import Path
 import torch
@@ -192,12 +224,10 @@ with process("cpu", "fp32") as machine:
 
 def test_two_processes_agree_with_one_after_twenty_steps(tmp_path):
     """51 images, 8 a step: epochs end within batches. In double, so that what differs is not rounding."""
-    (tmp_path / "alone.py").write_text(ALONE)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = str(tmp_path / "alone.py")
-    alone = [sys.executable, script, str(tmp_path / "1")]
-    for command in (alone, torchrun(script, tmp_path / "2")):
-        subprocess.run(command, env=env, check=True, capture_output=True, cwd=tmp_path)
+    (tmp_path / "twenty.py").write_text(TWENTY)
+    for processes in (1, 2):
+        run = team(tmp_path, tmp_path / "twenty.py", tmp_path / str(processes), processes=processes)
+        assert all(code == 0 for code, _ in run), run
     weights = [torch.load(tmp_path / name / "weights.pt") for name in ("1/0", "2/0", "2/1")]
     assert (weights[0] - weights[1]).abs().max() < 1e-12
     assert torch.equal(weights[1], weights[2])
@@ -210,7 +240,7 @@ FLAGS = "--steps", 40, "--preview-every", 40, "--vae-fit.steps", 2, "--checkpoin
 def alone(tmp_path_factory) -> Path:
     """A base that one process trained, which computes each step in two parts."""
     out = tmp_path_factory.mktemp("team") / "alone"
-    return trained(out, *FLAGS, "--gradient-accumulation-steps", 2)
+    return trained(out, *FLAGS, "--gradient-accumulation-steps", 2, processes=1)
 
 
 def test_two_processes_train_a_base_as_one_stop_together_and_resume_bit_for_bit(alone, tmp_path):
@@ -233,28 +263,27 @@ def test_two_processes_train_a_base_as_one_stop_together_and_resume_bit_for_bit(
     stops = {line for line in told.splitlines() if line.startswith("stopped after step")}
     assert len(stops) == 1 and told.count("stopped after step") == 2
     assert not (out / "manifest.json").exists()
-    trained(out, *FLAGS, "--resume", "latest", processes=2)
+    trained(out, *FLAGS, "--resume", "latest")
     assert apart(alone, out) == 0
     assert {p.name for p in out.iterdir()} == {p.name for p in alone.iterdir()}
-    trained(out, *FLAGS, "--resume", "latest", processes=2)  # finished already, which is no error
+    trained(out, *FLAGS, "--resume", "latest")  # finished already, which is no error
 
 
-def test_only_the_first_process_speaks_and_a_batch_that_cannot_be_shared_is_an_error(tmp_path):
-    command = torchrun("train_base.py", *TINY, "--out", tmp_path / "x", "--batch-size", 5)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert run.returncode != 0 and "Traceback" not in run.stderr.split("elastic")[0]
-    assert "error: --batch-size 5: must be a multiple of 2 (2 processes" in run.stderr
+def test_a_batch_that_cannot_be_shared_is_an_error_of_one_line(tmp_path):
+    run = team(tmp_path, "train_base.py", *TINY, "--out", tmp_path / "x", "--batch-size", 5)
+    for code, told in run:
+        assert code == 2 and told.count("\n") == 1
+        assert told.startswith("error: --batch-size 5: must be a multiple of 2 (2 processes")
 
 
 def test_where_the_first_process_fails_the_others_end_in_silence(tmp_path):
     """Here the run folder is held."""
-    command = torchrun("train_base.py", *TINY, "--out", tmp_path / "x")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with held(tmp_path / "x"):
-        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert run.returncode != 0 and "Traceback" not in run.stderr.split("elastic")[0]
-    assert run.stderr.count("another training is writing there") == 1
+        (code, told), (other, silent) = team(
+            tmp_path, "train_base.py", *TINY, "--out", tmp_path / "x"
+        )
+    assert code == 2 and other != 0 and not silent
+    assert told.count("another training is writing there") == 1 and "Traceback" not in told
 
 
 def test_batches_that_cannot_be_shared_are_told_before_anything_is_trained(capfd, tmp_path):
@@ -267,24 +296,13 @@ def test_batches_that_cannot_be_shared_are_told_before_anything_is_trained(capfd
 
 
 def test_a_control_is_trained_by_two_processes_as_by_one_in_two_parts(alone, tmp_path):
-    flags = "--base", alone, "--steps", 5, "--gradient-accumulation-steps"
     plain = ("--preset", "tiny", "--device", "cpu", "--precision", "fp32")
-    found = []
-    for processes in (1, 2):
-        found.append(tmp_path / str(processes))
-        command = torchrun("train_control.py", *plain, *flags, 3 - processes, "--out", found[-1])
-        command = (
-            command
-            if processes > 1
-            else [sys.executable, *command[command.index("train_control.py") :]]
-        )
-        run = subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count("done. Next") == 1
-    assert apart(*found) == 0
+    flags = *plain, "--base", alone, "--steps", 5, "--gradient-accumulation-steps"
+    script, one, two = "train_control.py", tmp_path / "1", tmp_path / "2"
+    ((code, told),) = team(tmp_path, script, *flags, 2, "--out", one, processes=1)
+    assert code == 0, told
+    command, env = torchrun(script, *flags, 1, "--out", two), {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("done. Next") == 1  # only the first process speaks
+    assert apart(one, two) == 0
