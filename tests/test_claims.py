@@ -18,6 +18,7 @@ from tinyldm.claims import (
     e02_sudden,
     e03_ablation,
     e09_overhead,
+    e18_compositional,
     report,
     result,
     shape_of_rise,
@@ -802,3 +803,27 @@ def test_what_was_trained_is_kept_with_its_checksum(tmp_path):
     files.write_tensors(trainings[0] / "weights.safetensors", {"w": torch.zeros(3)})
     with pytest.raises(UserError, match=rf"weights.*checksum differs; delete {trainings[0]}"):
         store.get({"kind": "arm"}, train)
+
+
+def test_pairs_left_out_are_compared_with_the_same_pairs_of_bases_that_saw_them(
+    tmp_path, monkeypatch
+):
+    """Pair i is right in i % 3 + 2 of ten where it was seen, in half of these where it was not."""
+
+    def drawn(lab: Lab, arm: BaseArm, seed: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        i = torch.arange(25)
+        assert arm.left_out == tuple(every[j] for j in i[i % 5 == seed].tolist())
+        right = (i % 3 + 2).double() / 10
+        return torch.where(i % 5 == seed, right / 2, right), 0 * right
+
+    lab = lab_in(tmp_path)
+    every = e18_compositional.pairs(lab)
+    monkeypatch.setattr(e18_compositional, "drawn", drawn)
+    monkeypatch.setattr(e18_compositional, "base_ratio", lambda *_: 1.0)
+    monkeypatch.setattr(lab, "base", lambda arm, seed: None)
+    finding = e18_compositional.run(lab)
+    estimate = finding.measured[e18_compositional.COMPOSES].estimate
+    assert estimate == pytest.approx((0.5, 0.5, 0.5))
+    seen = torch.tensor([row["seen"] for row in finding.rows])
+    torch.testing.assert_close(seen, (torch.arange(25) % 3 + 2) / 10)
+    assert finding.checks[e18_compositional.SEES] == pytest.approx(seen.mean().item(), abs=0.02)

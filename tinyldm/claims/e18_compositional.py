@@ -56,11 +56,9 @@ def run(lab: Lab) -> Finding:
     drew = [drawn(lab, arm, seed, number) for seed, arm in enumerate(arms)]
     right, wrong = (torch.stack(each) for each in zip(*drew, strict=True))  # (rotations, pairs)
     without = torch.arange(ROTATIONS)[:, None] == torch.arange(len(every)) % ROTATIONS
-    out, seen = right[without], (right * ~without).sum(0) / (ROTATIONS - 1)
-    rotated = seen.unflatten(
-        0, (PAIRS, ROTATIONS)
-    ).T  # as `out`: a row for each rotation's own pairs
-    columns = out.reshape(ROTATIONS, PAIRS).mean(1, True), rotated.mean(1, True).clamp(min=1e-9)
+    seen = (right * ~without).sum(0) / (ROTATIONS - 1)  # (pairs,)
+    shares = right[without], seen.reshape(PAIRS, ROTATIONS).T  # of each rotation's own pairs
+    columns = [x.reshape(ROTATIONS, PAIRS).mean(1, True).clamp(min=1e-9) for x in shares]
     measured = {COMPOSES: measure(*columns, statistic=ratio)}
     models = [lab.base(arm, seed) for seed, arm in enumerate(arms)]
     checks = {
