@@ -41,7 +41,7 @@ MEASURES = """## How to read it
 - Criteria and preconditions were committed before the run. Each criterion is tried on simulated
   measurements with the noise that was found: a world where the claim holds must pass it, one where
   it does not must fail it; `tests/test_claims.py` repeats that. The noise of a ratio grows with the
-  ratio, and is taken as found: so one that came out far beyond its bound (E6, E17) may decide
+  ratio, and is taken as found: so one that came out far beyond its bound (E6, E14, E17) may decide
   nothing. That is hard on such claims; the rule stays as it was set before the run.
 - Intervals are 95 % bootstrap intervals over trainings and drawings (all images of one drawing
   are drawn together); where k quantities are judged together, of level 1 - 0.05 / k (Bonferroni).
