@@ -28,7 +28,7 @@ gallery:
 		--out $(RUNS)/samples.png --animation $(RUNS)/samples.gif
 
 samples:
-	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $(RUNS)/samples.png \
+	$(BIN)/python -m tinyldm.sample --base $(RUNS)/base --control $(RUNS)/control --out $(RUNS)/samples.png --hint-kind photo \
 		--hint $(foreach name,coat coat bag bag dress ankle-boot,$(RUNS)/control/hints/$(name).png) \
 		--prompt "a photo of a dark coat" "a photo of a light coat" "a photo of a dark bag" "a photo of a grey bag" \
 		"a photo of a light dress" "a photo of a dark ankle boot"

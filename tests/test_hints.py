@@ -127,6 +127,14 @@ def test_what_is_odd_is_told_with_what_to_do(tmp_path, told):
     assert re.search(told, hint.notes[0]), hint.notes
 
 
+def test_who_says_that_it_is_a_photo_is_not_told_that_it_may_be_a_drawing(tmp_path):
+    flat = NOTED["has two tones, but too wide for lines"]()
+    assert not read(tmp_path, flat, "photo").notes
+    flat.save(tmp_path / "flat.png")
+    notes = read_hint(tmp_path / "flat.png", 1, 32, Condition("silhouette")).notes
+    assert "two tones" not in str(notes)
+
+
 def test_a_photo_of_a_thing_on_one_ground_is_nothing_odd(tmp_path):
     """As a coat on black, shaded: a drawing is flatter."""
     shaded = cv2.ellipse(np.zeros((32, 32)), (16, 16), (8, 12), 0, 0, 360, 1, -1)

@@ -130,11 +130,11 @@ def kind_of(mask: Mask, contrast: float, explained: float, resolution: int) -> s
     return "edges" if is_edge_map(mask, resolution) else "lines"
 
 
-def advice(edges: Tensor, kind: str, explained: float) -> list[str]:
+def advice(edges: Tensor, kind: str, flat: bool) -> list[str]:
     """What is odd about a hint, and what to do."""
     share = edges.float().mean().item()
     other = "photo" if kind != "photo" else "lines"
-    if kind == "photo" and explained > FLAT:
+    if kind == "photo" and flat:
         return [
             "has two tones, but too wide for lines, so it is read as a photo; if it is a drawing, "
             "use a thinner pen or --hint-kind lines"
@@ -180,9 +180,9 @@ def read_hint(
         square = square.resize((LARGEST, LARGEST), Image.Resampling.BOX)
     ink, inverted = ink_of(square)
     mask, contrast, explained = two_tones(ink)
+    auto = kind == "auto" and condition.name == "canny"
     if kind == "auto":
-        told = kind_of(mask, contrast, explained, resolution)
-        kind = told if condition.name == "canny" else "photo"
+        kind = kind_of(mask, contrast, explained, resolution) if auto else "photo"
     notes = []
     if kind == "photo" and condition.name == "given":
         raise UserError(
@@ -191,7 +191,6 @@ def read_hint(
     if kind == "photo":
         edges = condition(fitted(flattened(square), channels, resolution))
     else:
-        cells = drawn(mask, resolution, kind)
-        edges = rearrange(torch.from_numpy(cells), "H W -> 1 1 H W")
+        edges = rearrange(torch.from_numpy(drawn(mask, resolution, kind)), "H W -> 1 1 H W")
         notes = [f"read as {kind}, dark on light: inverted"] * inverted
-    return Hint(edges, kind, [*notes, *advice(edges, kind, explained)])
+    return Hint(edges, kind, notes + advice(edges, kind, auto and explained > FLAT))
