@@ -53,6 +53,7 @@ def row_of(arm: str, step: int, sweep: Sweep, over: Measured) -> Row:
 
 
 def run(lab: Lab) -> Finding:
+    """FD at moments of a watched training, and with untrained edits, over the FD of the base."""
     arm, draw = watched(lab), partial(lab.sweep, panel=lab.wide)
     base = draw(BaseArm())
     measured, rows, checks = {}, list[Row](), dict[str, float]()

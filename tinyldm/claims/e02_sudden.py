@@ -88,6 +88,7 @@ def judged_arm(lab: Lab) -> ControlArm:
 
 
 def row_of(seed: int, arm: ControlArm, lab: Lab, found: Curve) -> Row:
+    """One watched training, as a row of the table."""
     t, y = images_of(found)
     rises, samples = rising(t, y), found[1].flatten(1)
     t10, t50, t90 = (time_of(t, y, q) for q in (0.1, 0.5, 0.9))
@@ -162,6 +163,7 @@ def plots(curves: Sequence[Curve]) -> list[Plot]:
 
 
 def run(lab: Lab) -> Finding:
+    """How suddenly EF0 rises in watched trainings; simulated curves are the controls."""
     arm, slower = judged_arm(lab), watched(lab)
     curves = [curve(lab, seed, arm) for seed in lab.seeds]
     seen = [images_of(each) for each in curves]

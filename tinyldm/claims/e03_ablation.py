@@ -140,6 +140,7 @@ def figure(none: Found) -> list[Plot]:
 
 
 def run(lab: Lab) -> Finding:
+    """The three ways to start a ControlNet, under four kinds of prompts and with fewer images."""
     whole = {edit: arm_of(lab, edit) for edit in EDITS}
     wanted = [(e, n) for e in EDITS for n in SIZES if n == 0 or e in SCARCE]
     arms = {(edit, size): replace(whole[edit], images=size) for edit, size in wanted}

@@ -15,6 +15,7 @@ PRICE, LITE_PRICE = "FD, zero over base", "FD, lite over zero"
 
 
 def run(lab: Lab) -> Finding:
+    """EF0 and FD of ControlNets "zero" and "lite", and of the base, with true captions."""
     draw = partial(lab.sweep, panel=lab.wide)
     base = draw(BaseArm())
     arm = arm_of(lab, "zero")

@@ -14,6 +14,7 @@ FOLLOWED = "EF0 less chance, half dropped, without prompt"
 
 
 def run(lab: Lab) -> Finding:
+    """ControlNets trained with half of the captions dropped, less those with none dropped."""
     arms = {share: ControlArm(caption_drop=share) for share in SHARES}
     none = {s: lab.sweep(arm, [""] * len(lab.wide), panel=lab.wide) for s, arm in arms.items()}
     true = {s: lab.sweep(arm, panel=lab.wide) for s, arm in arms.items()}

@@ -71,6 +71,7 @@ def judged_at(lab: Lab, both: Sweep) -> float:
 
 
 def run(lab: Lab) -> Finding:
+    """FD under each rule of guidance, at the smallest guidance at which one pass is too strong."""
     both = lab.sweep(ControlArm(), [""] * len(lab.wide), panel=lab.wide)
     judged = judged_at(lab, both)
     seeds = {w: lab.seeds if w == judged else lab.seeds[:1] for w in GUIDANCE}

@@ -66,6 +66,7 @@ def scores(lab: Lab, x: Tensor, hints: list[Tensor]) -> dict[str, Tensor]:
 
 
 def run(lab: Lab) -> Finding:
+    """The share of its fidelity that each of two ControlNets keeps when both are added."""
     other = silhouette(lab.panel.data.images)[shuffled(len(lab.panel), seed=1)]
     hints = [lab.panel.hints, other]
     x = {arm: [samples(lab, s, hints, ARMS[arm]) for s in lab.seeds] for arm in ARMS}

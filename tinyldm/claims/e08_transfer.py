@@ -91,6 +91,7 @@ def transferred(lab: Lab, own: Sequence[Model], meant: float) -> Transferred:
 
 
 def run(lab: Lab) -> Finding:
+    """GAIN of A's ControlNet on fine-tuned bases, over that of ones retrained there."""
     own = lab.models(ControlArm())
     every = {meant: transferred(lab, own, meant) for meant in RATES}
     measured = {of(meant): every[meant].over for meant in JUDGED}

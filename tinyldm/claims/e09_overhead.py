@@ -16,6 +16,7 @@ TIME, MEMORY, GFLOP = "time over the base's", "peak memory over", "GFLOP a step"
 
 
 def run(lab: Lab) -> Finding:
+    """Seconds, memory and GFLOP of a ControlNet's training step, over the base's."""
     s, device = lab.settings, lab.machine.device.type
     vae = replace(s.vae, image_channels=lab.data["train"].images.shape[1])
     batch = 2 * s.control_fit.batch_size

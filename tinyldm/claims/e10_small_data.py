@@ -31,6 +31,7 @@ def nearest(x: Tensor, train: Tensor) -> float:
 
 
 def row_of(lab: Lab, arm: ControlArm, sweep: Sweep, base: Sweep) -> Row:
+    """One number of images, as a row of the table."""
     train = lab.data["train"].images[lab.chosen(arm)]
     n = len(lab.panel)
     return {
@@ -46,6 +47,7 @@ def row_of(lab: Lab, arm: ControlArm, sweep: Sweep, base: Sweep) -> Row:
 
 
 def run(lab: Lab) -> Finding:
+    """GAIN of ControlNets and of whole bases trained on fewer images, and FD over the base's."""
     draw = partial(lab.sweep, panel=lab.wide)
     base = draw(BaseArm())
     arms = [ControlArm(images=size) for size in SIZES]

@@ -53,6 +53,7 @@ def edge_cnn(lab: Lab) -> Judge:
 
 
 def run(lab: Lab) -> Finding:
+    """The classes recognised without a prompt, against those that a classifier of edges recognises."""
     panel, arm = lab.wide, ControlArm()
     label, judge = panel.labels["class"], edge_cnn(lab)
 

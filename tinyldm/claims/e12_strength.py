@@ -31,6 +31,7 @@ def between(start: float, end: float, T: int, net: ControlFn) -> ControlFn:
 
 
 def run(lab: Lab) -> Finding:
+    """EF0 at each strength of the control, and in parts of the sampling only."""
     models = lab.models(ControlArm())
     swept = {(weight, ALWAYS): lab.sweep(models, weight=weight) for weight in WEIGHTS}
     for start, end in SPANS:

@@ -52,10 +52,12 @@ def t50_columns(curves: list[Curve]) -> Tensor:
 
 
 def exponential(mean: Tensor) -> Tensor:
+    """The mean of logarithms as a ratio."""
     return mean.exp()
 
 
 def watched_rows(lab: Lab, curves: dict[int, list[Curve]]) -> list[Row]:
+    """When control comes in each watched training, as rows of the table."""
     return [
         {
             "batch": b,
@@ -70,6 +72,7 @@ def watched_rows(lab: Lab, curves: dict[int, list[Curve]]) -> list[Row]:
 
 
 def end_row(lab: Lab, arm: ControlArm, swept: Sweep) -> Row:
+    """What an arm reaches at its end, as a row of the table."""
     return {
         "batch": lab.fit_of(arm).batch_size,
         "steps": lab.fit_of(arm).steps,
@@ -81,6 +84,7 @@ def end_row(lab: Lab, arm: ControlArm, swept: Sweep) -> Row:
 
 
 def run(lab: Lab) -> Finding:
+    """When control comes at each batch size; then the large batch against as many images in small ones."""
     lab = small(lab)
     curves = {b: [curve(lab, s, arm_of(lab, b)) for s in lab.seeds] for b in BATCHES}
     columns = {b: t50_columns(each) for b, each in curves.items()}

@@ -74,6 +74,7 @@ def compute(lab: Lab, resolution: int) -> Row:
 
 
 def run(lab: Lab) -> Finding:
+    """Seconds of a step in pixels over one in latents, and FD of both after as many seconds."""
     lab = small(lab)
     panel = learnt(lab)
     s = lab.settings

@@ -31,6 +31,7 @@ def diversity(sweep: Sweep) -> Tensor:
 
 
 def run(lab: Lab) -> Finding:
+    """FD, classes as asked and the distance between samples of one caption, at each guidance."""
     lab = small(lab)
     panel = learnt(lab)
     models, captions = lab.models(BaseArm()), panel.captions

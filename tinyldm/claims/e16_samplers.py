@@ -20,6 +20,7 @@ DRAWN = (("ko-", "ddim", 0.0), ("ks--", "dpm++", 0.0))
 
 
 def run(lab: Lab) -> Finding:
+    """FD at each number of steps of each sampler."""
     lab = small(lab)
     panel = learnt(lab)
     models, rows, swept = lab.models(BaseArm()), list[Row](), {}

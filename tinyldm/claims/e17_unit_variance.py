@@ -19,6 +19,7 @@ ARMS = {
 
 
 def run(lab: Lab) -> Finding:
+    """FD of bases trained on latents that are not scaled, over that of bases on scaled ones."""
     lab = small(lab)
     panel = learnt(lab)
     swept = {name: lab.sweep(arm, panel=panel) for name, arm in ARMS.items()}

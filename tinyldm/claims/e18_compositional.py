@@ -51,6 +51,7 @@ def drawn(lab: Lab, arm: BaseArm, seed: int, number: int) -> tuple[Tensor, Tenso
 
 
 def run(lab: Lab) -> Finding:
+    """The share drawn right of pairs that a base never saw, over that by the bases that saw them."""
     lab = small(lab)
     every, arms, number = pairs(lab), arms_of(lab), min(SAMPLES, lab.settings.n)
     drew = [drawn(lab, arm, seed, number) for seed, arm in enumerate(arms)]

@@ -27,6 +27,7 @@ def coloured(lab: Lab) -> dict[str, torch.Tensor]:
 
 
 def run(lab: Lab) -> Finding:
+    """The attribute as asked under another image's hint, over the base's own rate."""
     label = list(lab.panel.labels)[1]
     prompts, wanted = prompt_settings(lab.wide.data, 0)["changed"]
     asked, arm = wanted[label], ControlArm()

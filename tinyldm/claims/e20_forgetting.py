@@ -17,6 +17,7 @@ BETTER = "class as asked on the other half, ControlNet less fine-tuned"
 
 
 def run(lab: Lab) -> Finding:
+    """What a ControlNet and a fine-tuned U-Net have forgotten after training on half of the classes."""
     control, tuned = (ControlArm(images=IMAGES, half=1, edit=e) for e in ("zero", "fine-tuned"))
     blank = torch.zeros_like(lab.wide.hints)
     base = lab.sweep(BaseArm(), panel=lab.wide)

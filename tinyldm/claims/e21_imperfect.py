@@ -41,6 +41,7 @@ def worn(lab: Lab) -> dict[tuple[str, str], Tensor]:
 
 
 def run(lab: Lab) -> Finding:
+    """EF0 under each kind and dose of damage to the hints."""
     rows, pictures, swept = list[Row](), {}, {}
     for (name, dose), hints in worn(lab).items():
         sweep, none = (

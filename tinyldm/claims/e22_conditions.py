@@ -52,6 +52,7 @@ def room_of(condition: str) -> str:
 
 
 def run(lab: Lab) -> Finding:
+    """ControlNets trained on each other condition, and how well their images obey it."""
     panel, images = lab.panel, lab.panel.data.images
     measured, rows, pictures = {}, list[Row](), dict[str, Tensor]()
     checks = common(lab, [arm_of(lab, c) for c in CONDITIONS])

@@ -89,6 +89,7 @@ def finite(value: Any) -> Any:
 
 
 def flat(measured: Mapping[str, Measured]) -> dict[str, Quantity]:
+    """Measured quantities as they are written."""
     return {
         name: Quantity(*each.estimate, noise=each.noise._asdict())
         for name, each in measured.items()
